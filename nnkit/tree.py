@@ -1,0 +1,111 @@
+"""Pytrees seen by path: names, norms, counts and masks.
+
+Everything that tells one parameter from another goes by its path (``dense_0/kernel``), never by
+the number of its axes: in a stacked population of networks a bias has one axis more.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from nnkit.types import PyTree
+
+__all__ = [
+    "NOT_DECAYED",
+    "count",
+    "decayed",
+    "flatten",
+    "global_norm",
+    "map_with_path",
+    "mask",
+    "nbytes",
+    "path_str",
+]
+
+NOT_DECAYED = frozenset({"bias", "scale", "slope"})
+"""Last names of parameters that weight decay and penalties leave alone unless asked."""
+
+
+def path_str(path: tuple[Any, ...]) -> str:
+    """A key path of ``jax.tree_util`` as ``a/b/0``.
+
+    >>> [path_str(p) for p, _ in jax.tree_util.tree_leaves_with_path({"a": {"b": [1, 2]}})]
+    ['a/b/0', 'a/b/1']
+    """
+    return "/".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path)
+
+
+def flatten(tree: PyTree) -> dict[str, Any]:
+    """The leaves of ``tree`` by path, in the tree's order.
+
+    >>> flatten({"dense_0": {"kernel": 1, "bias": 2}})
+    {'dense_0/bias': 2, 'dense_0/kernel': 1}
+    """
+    return {path_str(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def map_with_path(f: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
+    """``jax.tree.map`` whose function gets the path as a string first.
+
+    >>> map_with_path(lambda path, x: f"{path}={x}", {"a": {"b": 1}})
+    {'a': {'b': 'a/b=1'}}
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, *leaves: f(path_str(path), *leaves), tree, *rest)
+
+
+def mask(tree: PyTree, where: str | Callable[[str], bool]) -> PyTree:
+    """A tree of bools shaped like ``tree``: which leaves ``where`` selects by their path.
+
+    Args:
+      tree: any pytree.
+      where: a regular expression that must match the whole path, or a predicate of the path.
+
+    >>> mask({"dense_0": {"kernel": 1, "bias": 2}}, r".*/kernel")
+    {'dense_0': {'bias': False, 'kernel': True}}
+    """
+    if isinstance(where, str):
+        pattern = re.compile(where)
+        return map_with_path(lambda path, _: pattern.fullmatch(path) is not None, tree)
+    return map_with_path(lambda path, _: bool(where(path)), tree)
+
+
+def decayed(tree: PyTree) -> PyTree:
+    """The default mask of weight decay and penalties: all but biases, scales and slopes.
+
+    >>> decayed({"dense_0": {"kernel": 1, "bias": 2}, "batch_norm_0": {"scale": 3, "bias": 4}})
+    {'batch_norm_0': {'bias': False, 'scale': False}, 'dense_0': {'bias': False, 'kernel': True}}
+    """
+    return mask(tree, lambda path: path.rsplit("/", 1)[-1] not in NOT_DECAYED)
+
+
+def count(tree: PyTree) -> int:
+    """How many numbers the leaves hold together.
+
+    >>> count({"kernel": jnp.zeros((3, 4)), "bias": jnp.zeros(4)})
+    16
+    """
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def nbytes(tree: PyTree) -> int:
+    """How many bytes the leaves take.
+
+    >>> nbytes({"kernel": jnp.zeros((3, 4)), "bias": jnp.zeros(4)})
+    64
+    """
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def global_norm(tree: PyTree) -> Float[Array, ""]:
+    """The Euclidean norm of all leaves taken as one vector, sqrt(sum of |x|²).
+
+    >>> float(global_norm({"a": jnp.array([3.0]), "b": jnp.array([4.0])}))
+    5.0
+    """
+    return jnp.sqrt(sum(jnp.sum(jnp.square(jnp.abs(x))) for x in jax.tree.leaves(tree)))

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nnkit import layers
+from nnkit.checks import LayerError
+
+KEY = jax.random.key(0)
+X = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)), jnp.float32)
+
+
+def test_equals_the_same_graph_by_combinators():
+    wired = layers.wire(lambda net, x: net.head(x + net.body(x)), body=layers.dense(4), head=layers.dense(2))
+    params, state = wired.init(KEY, X)
+    combined = layers.serial(layers.residual(layers.dense(4)), head=layers.dense(2))
+    theirs = {"residual_0": {"body": params["body"]}, "head": params["head"]}
+    np.testing.assert_array_equal(
+        wired.apply(params, state, X, train=False)[0], combined.apply(theirs, {}, X, train=False)[0]
+    )
+
+
+def test_a_child_called_twice_has_one_set_of_parameters_and_its_state_passes_on():
+    wired = layers.wire(lambda net, x: net.norm(net.norm(x) + 7), norm=layers.batch_norm(momentum=0.5))
+    params, state = wired.init(KEY, X)
+    assert set(params) == {"norm"}
+    _, new = wired.apply(params, state, X, train=True)
+    once = 0.5 * 0 + 0.5 * X.mean(axis=0)
+    np.testing.assert_allclose(new["norm"]["mean"], 0.5 * once + 0.5 * 7, rtol=1e-5)
+
+
+def test_calls_of_one_child_draw_different_numbers():
+    wired = layers.wire(lambda net, x: (net.drop(x), net.drop(x)), drop=layers.dropout(0.5))
+    (a, b), _ = wired.apply({}, {}, jnp.ones((10, 10)), key=KEY, train=True)
+    assert (a != b).any()
+
+
+def test_keys_asked_for_are_all_different_and_differ_from_those_of_children():
+    def forward(net, x):
+        y = net.drop(x)
+        return [jax.random.key_data(net.key()) for _ in range(3)], y
+
+    with jax.debug_key_reuse(True):
+        wired = layers.wire(forward, drop=layers.dropout(0.5))
+        keys, _ = wired.apply({}, {}, X, key=KEY, train=True)[0]
+    assert len({tuple(np.asarray(k)) for k in keys}) == 3
+
+
+def test_parameters_of_a_child_can_be_used_beside_it():
+    wired = layers.wire(lambda net, x: net.enc(x) @ net.enc.params["kernel"].T, enc=layers.dense(3))
+    params, state = wired.init(KEY, X)
+    k = params["enc"]["kernel"]
+    np.testing.assert_allclose(wired.apply(params, state, X, train=False)[0], X @ k @ k.T, rtol=1e-5)
+
+
+def test_the_mode_is_known_inside():
+    wired = layers.wire(lambda net, x: net.f(x) + (100 if net.train else 0), f=layers.identity)
+    np.testing.assert_array_equal(wired.apply({}, {}, X, train=True)[0], X + 100)
+
+
+def test_nested_and_initialised_from_a_spec():
+    inner = layers.wire(lambda net, x: net.a(x), a=layers.dense(3))
+    outer = layers.wire(lambda net, x: net.inner(net.inner_2(x)), inner=inner, inner_2=inner)
+    params, _ = outer.init(KEY, jax.ShapeDtypeStruct((1, 4), jnp.float32))
+    assert params["inner"]["a"]["kernel"].shape == (3, 3)
+    assert params["inner_2"]["a"]["kernel"].shape == (4, 3)
+    assert isinstance(params["inner"]["a"]["kernel"], jax.Array)
+    np.testing.assert_array_equal(
+        params["inner"]["a"]["kernel"], jax.jit(outer.init)(KEY, X)[0]["inner"]["a"]["kernel"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: layers.wire(lambda net, x: net.a(x), a=layers.relu, b=layers.dense(2)).init(KEY, X),
+            LayerError,
+            r"wire never calls its children \['b'\]",
+        ),
+        (
+            lambda: layers.wire(lambda net, x: net.c(x), a=layers.relu).init(KEY, X),
+            AttributeError,
+            r"wire has no child 'c'; its children are \['a'\]",
+        ),
+        (
+            lambda: layers.wire(lambda net, x: x, key=layers.relu),
+            ValueError,
+            r"\['key'\] cannot be names of children",
+        ),
+        (
+            lambda: layers.wire(lambda net, x: x @ net.a.params["kernel"], a=layers.dense(2)).init(KEY, X),
+            LayerError,
+            "uses the parameters of 'a' before its first call",
+        ),
+        (
+            lambda: layers.wire(lambda net, x: jax.random.normal(net.key(), x.shape)).apply(
+                {}, {}, X, train=False
+            ),
+            LayerError,
+            r"wire draws random numbers and needs a key: pass apply\(..., key=key\)",
+        ),
+        (
+            lambda: layers.serial(block=layers.wire(lambda net, x: net.d(x), d=layers.dropout(0.5))).apply(
+                {}, {}, X, train=True
+            ),
+            LayerError,
+            "^block/d needs a key when train=True",
+        ),
+    ],
+)
+def test_bad_input(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

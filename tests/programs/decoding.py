@@ -1,0 +1,52 @@
+"""A transformer that is trained on whole sequences and decodes one token at a time from a cache."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from nnkit import layers, losses, optim, train
+from tests.programs.standins import causal_attention, embedding, layer_norm
+
+VOCABULARY, FEATURES, LENGTH = 12, 32, 24
+
+
+def transformer(cache: int | None = None):
+    def block():
+        return layers.serial(
+            attend=layers.residual(layers.serial(layer_norm(), causal_attention(4, cache))),
+            think=layers.residual(
+                layers.serial(layer_norm(), layers.dense(64), layers.gelu, layers.dense(FEATURES))
+            ),
+        )
+
+    return layers.serial(
+        embedding(VOCABULARY, FEATURES), block(), block(), layer_norm(), layers.dense(VOCABULARY)
+    )
+
+
+def main() -> tuple[jax.Array, jax.Array]:
+    """What follows a prompt that counts round, decoded from the cache, and without one."""
+    starts = jax.random.randint(jax.random.key(1), (256, 1), 0, VOCABULARY)
+    text = (starts + jnp.arange(LENGTH + 1)) % VOCABULARY
+    model = transformer()
+    trainer = train.trainer(model, losses.softmax_cross_entropy, optim.adam(3e-3))
+    ts, _ = train.fit(trainer, (text[:, :-1], text[:, 1:]), epochs=10, key=jax.random.key(0), batch_size=32)
+
+    decoder = transformer(cache=LENGTH)
+    _, empty = decoder.init(jax.random.key(0), text[:1, :1])
+
+    def next_token(carry, given):
+        state, last = carry
+        token = jnp.where(given >= 0, given, last)
+        logits, state = decoder.apply(ts.params, state, token[None, None], train=False)
+        return (state, jnp.argmax(logits[0, 0]).astype(token.dtype)), token
+
+    prompt = jnp.array([7, 8, 9] + [-1] * (LENGTH - 3), text.dtype)
+    _, tokens = jax.lax.scan(next_token, (empty, prompt[0]), prompt)
+
+    whole = prompt[:3]
+    while len(whole) < LENGTH:
+        logits, _ = model.apply(ts.params, ts.state, whole[None], train=False)
+        whole = jnp.append(whole, jnp.argmax(logits[0, -1]).astype(whole.dtype))
+    return tokens, whole
