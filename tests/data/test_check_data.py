@@ -167,3 +167,14 @@ def test_batch_sizes(batch_size, error, message):
 @pytest.mark.parametrize("batch_size", [1, 100, np.int64(7), np.uint8(7)])
 def test_sound_batch_sizes(batch_size):
     data.check_batch_size(batch_size, 100)
+
+
+def test_bytes_that_became_floats_are_warned_of_too():
+    images = np.arange(256, dtype=np.float32).reshape(4, 64)
+    with pytest.warns(UserWarning, match=r"data.x is unscaled, float32 of up to 255: call data.standardize"):
+        data.check_data(images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data.check_data(images / 255)
+        data.check_data(images - 100)
+        data.check_data(images[:1, :3])  # a few small counts are no image

@@ -1,0 +1,187 @@
+"""``fit``: a whole training run from one call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nnkit.checks import check_key
+from nnkit.data import check_batch_size, check_data, shuffled_indices
+from nnkit.train.epochs import train_steps
+from nnkit.train.evaluate import evaluate, number_of_examples
+from nnkit.train.progress import progress_bar
+from nnkit.types import Array, PyTree, Trainer, TrainState
+
+__all__ = ["fit"]
+
+STEPS_PER_CALL = 50
+"""Steps in one dispatch. Longer is not faster (measured), and the bar would move less often."""
+
+_shuffle = jax.jit(shuffled_indices, static_argnums=2)
+
+
+def fit(
+    trainer: Trainer,
+    data: Any,
+    *,
+    epochs: int,
+    key: Array | None = None,
+    state: TrainState | None = None,
+    batch_size: int = 64,
+    validation: Any = None,
+    shuffle: bool = True,
+    drop_last: bool = False,
+    steps_per_call: int = STEPS_PER_CALL,
+    progress: bool | None = None,
+    on_epoch: Callable[[TrainState, dict[str, Any]], None] | None = None,
+) -> tuple[TrainState, list[dict[str, Any]]]:
+    """Trains for ``epochs`` passes over ``data`` and returns the final state and the history.
+
+    The data go to the device once; the steps run compiled, ``steps_per_call`` in a dispatch, on
+    buffers that are reused. The order of examples is a function of (key, epoch) alone and the
+    randomness of a step one of (key, step) alone, so the result is the same for any
+    ``steps_per_call`` and the same as calling ``trainer.step`` on each batch in turn. A last
+    batch with fewer examples is a step like any other.
+
+    Args:
+      trainer: from :func:`trainer`.
+      data: a dataset, or a pytree of arrays with one leading axis: (x, y) for supervised runs.
+      epochs: how many passes the run has had at its end, those before ``state`` included.
+      key: the run's only source of randomness; needed unless ``state`` is given.
+      state: where to go on from; it is copied, so it stays usable.
+      batch_size: examples in a step.
+      validation: data on which the metrics are computed after each epoch, as ``val_...``.
+      shuffle: whether each epoch has an order of its own.
+      drop_last: whether to leave out a last batch that is not full.
+      steps_per_call: steps in one dispatch.
+      progress: True, False, or None for a bar on a terminal only.
+      on_epoch: called after each epoch as ``on_epoch(state, row)``. The state's buffers are used
+        again by the next epoch: copy what is to be kept.
+
+    Returns:
+      The final state, and one row for each epoch: ``epoch``, ``step``, the training metrics
+      (means over the epoch's examples while they were trained on), the validation metrics, and
+      ``seconds``.
+
+    Raises:
+      ValueError, TypeError: for data, labels, batch size, key or state that cannot be meant,
+        before anything is computed.
+
+    >>> x = np.linspace(-1, 1, 100, dtype="f")[:, None]
+    >>> trainer = train.trainer(layers.dense(1), losses.mean_squared_error, optim.sgd(0.1))
+    >>> ts, history = train.fit(trainer, (x, 2 * x + 1), epochs=20, key=jax.random.key(0), batch_size=10)
+    >>> round(float(ts.params["kernel"][0, 0]), 2), history[-1]["step"]
+    (2.0, 200)
+    """
+    arrays = _checked(data, "the training data")
+    held_out = None if validation is None else _checked(validation, "the validation data")
+    n = number_of_examples(arrays)
+    check_batch_size(batch_size, n)
+    for name, value in (("epochs", epochs), ("steps_per_call", steps_per_call)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"fit({name}=...) must be a whole number of at least 1, got {value!r}")
+    ts = _start(trainer, arrays, key, state)
+    trainer.check(ts, arrays)
+    if held_out is not None:
+        trainer.check(ts, held_out)
+
+    full, tail = divmod(n, batch_size)
+    tail = 0 if drop_last else tail
+    steps = full + (tail > 0)
+    done = int(ts.step)
+    if done >= epochs * steps:
+        raise ValueError(
+            f"fit(epochs={epochs}) has nothing to do: the state has taken {done} steps, which are "
+            f"{done / steps:g} epochs; epochs counts those too"
+        )
+    arrays, held_out = jax.tree.map(jnp.asarray, (arrays, held_out))
+    capacity = min(steps_per_call, full)
+    history: list[dict[str, Any]] = []
+    with progress_bar(progress, epochs=epochs, steps=steps, done=done, batch_size=batch_size) as bar:
+        for epoch in range(done // steps, epochs):
+            started = time.perf_counter()
+            order = _shuffle(ts.key, jnp.int32(epoch), n) if shuffle else jnp.arange(n, dtype=jnp.int32)
+            seen: list[tuple[int, int, dict[str, Array]]] = []
+            at = done % steps
+            while at < steps:
+                size, count = (batch_size, min(capacity, full - at)) if at < full else (tail, 1)
+                ts, metrics = train_steps(
+                    trainer,
+                    ts,
+                    arrays,
+                    order,
+                    jnp.int32(at * batch_size),
+                    jnp.int32(count),
+                    batch_size=size,
+                    capacity=capacity if at < full else 1,
+                )
+                seen.append((size, count, metrics))
+                at += count
+                if bar.watches_steps and len(seen) > 1:
+                    _advance(bar, seen[-2])  # the one before, so that the device is never idle
+            if bar.watches_steps:
+                _advance(bar, seen[-1])
+            row = {"epoch": epoch + 1, "step": int(ts.step), **_means(seen)}
+            if held_out is not None:
+                found = evaluate(trainer, ts, held_out)
+                row.update({f"val_{name}": value for name, value in found.items()})
+            row["seconds"] = time.perf_counter() - started
+            history.append(row)
+            bar.epoch(row)
+            done = (epoch + 1) * steps
+            if on_epoch is not None:
+                on_epoch(ts, row)
+    return ts, history
+
+
+def _checked(data: Any, name: str) -> PyTree:
+    """The arrays of ``data``, after the checks that only values can tell."""
+    classes = len(getattr(data, "classes", ())) or None
+    arrays = getattr(data, "arrays", data)
+    if isinstance(arrays, tuple) and len(arrays) == 2:
+        check_data(arrays[0], arrays[1], num_classes=classes, name=name)
+    else:
+        check_data(arrays, name=name)
+    return arrays
+
+
+def _start(trainer: Trainer, arrays: PyTree, key: Array | None, state: TrainState | None) -> TrainState:
+    if state is not None:
+        if key is not None:
+            raise TypeError("fit got both key= and state=: the state carries its own key, pass one of them")
+        return jax.tree.map(jnp.copy, state)
+    if key is None:
+        raise TypeError("fit needs a key: pass fit(..., key=jax.random.key(0))")
+    check_key(key, "fit")
+    x = arrays[0] if isinstance(arrays, tuple) else arrays
+    spec = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), jax.dtypes.canonicalize_dtype(a.dtype)), x
+    )
+    # Initialisation op by op would compile some thirty small programs; jitted, it is one.
+    return jax.jit(lambda key: trainer.init(key, spec))(key)
+
+
+def _advance(bar: Any, chunk: tuple[int, int, dict[str, Array]]) -> None:
+    _, count, metrics = chunk
+    bar.advance(count, float(np.mean(np.asarray(metrics["loss"][:count]))))
+
+
+def _means(seen: list[tuple[int, int, dict[str, Array]]]) -> dict[str, float]:
+    """Means over examples: each step's metrics weigh as many as its batch had."""
+    fetched = jax.device_get([metrics for _, _, metrics in seen])
+    total = sum(size * count for size, count, _ in seen)
+    return {
+        name: float(
+            sum(
+                size * np.sum(metrics[name][:count], dtype=np.float64)
+                for (size, count, _), metrics in zip(seen, fetched, strict=True)
+            )
+            / total
+        )
+        for name in fetched[0]
+    }

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from nnkit import layers, losses, metrics, optim, regularizers, train
+from nnkit.types import TrainState
+
+RNG = np.random.default_rng(0)
+X = jnp.asarray(RNG.normal(size=(20, 4)), jnp.float32)
+Y = jnp.asarray(RNG.integers(0, 3, 20), jnp.int32)
+KEY = jax.random.key(0)
+# No bias before batch normalisation: its gradient would be rounding, which Adam makes into steps.
+MODEL = layers.serial(
+    layers.dense(8, use_bias=False), layers.batch_norm(), layers.relu, layers.dropout(0.5), layers.dense(3)
+)
+
+
+def _trainer(optimizer=None, **options):
+    return train.trainer(MODEL, losses.softmax_cross_entropy, optimizer or optim.adam(1e-2), **options)
+
+
+def test_a_step_is_gradient_update_and_count():
+    """The step written out by hand, with optax's optimizer and JAX's own loss."""
+    trainer = _trainer()
+    ts = trainer.init(KEY, X[:1])
+    after, found = trainer.step(ts, (X, Y))
+
+    def loss(params):
+        key = jax.random.fold_in(ts.key, 0)
+        logits, state = MODEL.apply(params, ts.state, X, key=key, train=True)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, Y).mean(), state
+
+    (value, state), grads = jax.value_and_grad(loss, has_aux=True)(ts.params)
+    optimizer = optax.adam(1e-2)
+    with jax.numpy_dtype_promotion("standard"):  # optax relies on it
+        updates, _ = optimizer.update(grads, optimizer.init(ts.params), ts.params)
+    expected = optax.apply_updates(ts.params, updates)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), after.params, expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), after.state, state)
+    np.testing.assert_allclose(found["loss"], value, rtol=1e-6)
+    assert int(after.step) == 1
+    assert (jax.random.key_data(after.key) == jax.random.key_data(ts.key)).all()
+
+
+def test_steps_draw_different_masks_and_the_same_ones_again():
+    trainer = _trainer()
+    ts = trainer.init(KEY, X[:1])
+    at_zero = trainer.step(ts, (X, Y))[1]["loss"]
+    at_seven = trainer.step(ts._replace(step=jnp.int32(7)), (X, Y))[1]["loss"]
+    assert at_zero != at_seven
+    assert at_zero == trainer.step(ts, (X, Y))[1]["loss"]
+
+
+def test_evaluation_uses_the_test_mode_and_changes_nothing():
+    trainer = _trainer(metrics={"accuracy": metrics.accuracy})
+    ts = trainer.init(KEY, X[:1])
+    found = trainer.evaluate(ts, (X, Y))
+    logits, _ = MODEL.apply(ts.params, ts.state, X, train=False)
+    np.testing.assert_allclose(found["loss"], losses.softmax_cross_entropy(logits, Y).mean(), rtol=1e-6)
+    np.testing.assert_allclose(found["accuracy"], (logits.argmax(-1) == Y).mean(), rtol=1e-6)
+
+
+def test_the_penalty_is_minimised_and_reported_apart_from_the_loss():
+    strong = _trainer(optim.sgd(0.1), regularizer=regularizers.l2(0.5))
+    plain = _trainer(optim.sgd(0.1))
+    ts = strong.init(KEY, X[:1])
+    with_penalty, found = strong.step(ts, (X, Y))
+    without, plain_found = plain.step(ts, (X, Y))
+    assert found["loss"] == plain_found["loss"]
+    assert found["penalty"] > 0
+    # The penalty's part of the step is -rate * its gradient, on kernels and on nothing else.
+    moved = jax.tree.map(lambda a, b: a - b, with_penalty.params, without.params)
+    gradient = jax.grad(regularizers.l2(0.5))(ts.params)
+    jax.tree.map(lambda m, g: np.testing.assert_allclose(m, -0.1 * g, atol=1e-6), moved, gradient)
+    assert not moved["dense_1"]["bias"].any()
+    assert not moved["batch_norm_0"]["scale"].any()
+
+
+def test_an_optax_optimizer_works_in_its_place():
+    trainer = _trainer(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2)))
+    with jax.numpy_dtype_promotion("standard"):
+        ts, found = jax.jit(trainer.step)(trainer.init(KEY, X[:1]), (X, Y))
+    assert jnp.isfinite(found["loss"])
+    assert int(ts.step) == 1
+
+
+def test_an_objective_of_any_form():
+    def objective(params, state, batch, *, key, train):
+        noise = jax.random.normal(key, batch.shape)
+        loss = jnp.mean((batch + noise - params["center"]) ** 2)
+        return loss, (state, {"center": params["center"].sum()})
+
+    trainer = train.trainer(
+        objective, init=lambda key, x: ({"center": jnp.zeros(4)}, {}), optimizer=optim.sgd(0.1)
+    )
+    ts = trainer.init(KEY, X)
+    for _ in range(200):
+        ts, found = jax.jit(trainer.step)(ts, X + 3)
+    np.testing.assert_allclose(ts.params["center"], X.mean(axis=0) + 3, atol=0.5)
+    assert set(found) == {"loss", "center"}
+    assert trainer.evaluate(ts, X + 3)["loss"] == trainer.evaluate(ts, X + 3)["loss"]
+
+
+def test_a_train_state_is_a_pytree_and_the_step_keeps_its_form():
+    trainer = _trainer()
+    ts = trainer.init(KEY, X[:1])
+    assert isinstance(ts, TrainState)
+    after = jax.eval_shape(lambda ts: trainer.step(ts, (X, Y))[0], ts)
+    before = jax.eval_shape(lambda ts: ts, ts)
+    assert jax.tree.structure(before) == jax.tree.structure(after)
+    assert jax.tree.leaves(before) == jax.tree.leaves(after)
+
+
+def _times_two(params, state, batch, *, key, train):
+    return jnp.sum(params["w"]), ({"new": jnp.zeros(())}, {})
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: train.trainer(MODEL, losses.softmax_cross_entropy),
+            TypeError,
+            r"trainer needs an optimizer and got none: pass trainer\(..., optimizer=optim.adam\(1e-3\)\)",
+        ),
+        (
+            lambda: train.trainer(MODEL, losses.softmax_cross_entropy, 1e-3),
+            TypeError,
+            "trainer needs an optimizer and got float 0.001",
+        ),
+        (
+            lambda: train.trainer(MODEL, optimizer=optim.sgd(0.1)),
+            TypeError,
+            r"trainer needs a loss for a layer: pass trainer\(model, losses.softmax_cross_entropy",
+        ),
+        (
+            lambda: train.trainer(MODEL, losses.hinge, optim.sgd(0.1), init=MODEL.init),
+            TypeError,
+            r"trainer\(init=...\) goes with an objective; a layer has its own init",
+        ),
+        (
+            lambda: train.trainer(_times_two, optimizer=optim.sgd(0.1)),
+            TypeError,
+            r"trainer needs init= with an objective: pass trainer\(objective, init=model.init",
+        ),
+        (
+            lambda: train.trainer(_times_two, losses.hinge, optim.sgd(0.1), init=MODEL.init, regularizer=abs),
+            TypeError,
+            r"trainer: \['loss', 'regularizer'\] go with a layer",
+        ),
+        (
+            lambda: train.trainer(3, optimizer=optim.sgd(0.1)),
+            TypeError,
+            "takes a layer or an objective and got int",
+        ),
+        (
+            lambda: _trainer(metrics={"loss": metrics.accuracy}),
+            ValueError,
+            r"metrics: the names \['loss'\] are taken",
+        ),
+        (lambda: _trainer().init(0, X), TypeError, r"trainer.init got the number 0 for a key"),
+        (
+            lambda: _trainer().step(_trainer().init(KEY, X), X),
+            TypeError,
+            r"a supervised step takes a batch \(x, y\), got ArrayImpl",
+        ),
+        (
+            lambda: (
+                t := train.trainer(
+                    _times_two, init=lambda k, x: ({"w": jnp.ones(2)}, {}), optimizer=optim.sgd(0.1)
+                )
+            ).step(t.init(KEY, X), X),
+            ValueError,
+            "the objective returned a state of structure",
+        ),
+    ],
+)
+def test_bad_input(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (
+            lambda p, y: (p - y) ** 2,
+            r"returned shape \(20, 20\) for predictions of shape \(20, 1\) and targets",
+        ),
+        (lambda p, y: ((p[:, 0] - y) ** 2).mean(), "the loss returned one number: return one value for each"),
+        (losses.mean_squared_error, r"\(20, 1\).*\(20,\)"),
+    ],
+)
+def test_a_column_against_a_row_is_caught_before_it_broadcasts(loss, message):
+    model = layers.dense(1)
+    trainer = train.trainer(model, loss, optim.sgd(0.1))
+    with pytest.raises(ValueError, match=message):
+        trainer.step(trainer.init(KEY, X), (X, X[:, 0]))
