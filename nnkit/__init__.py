@@ -2,18 +2,39 @@
 
 from nnkit import (
     activations,
+    data,
+    diagnose,
     initializers,
     layers,
+    losses,
+    metrics,
+    models,
+    optim,
+    regularizers,
+    train,
     tree,
     types,
 )
+from nnkit.types import GradientTransformation, Layer, Trainer, TrainState
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "GradientTransformation",
+    "Layer",
+    "TrainState",
+    "Trainer",
     "activations",
+    "data",
+    "diagnose",
     "initializers",
     "layers",
+    "losses",
+    "metrics",
+    "models",
+    "optim",
+    "regularizers",
+    "train",
     "tree",
     "types",
 ]

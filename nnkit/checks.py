@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 __all__ = ["LayerError", "check_key", "check_probability", "is_static_number", "unknown_name"]
@@ -37,7 +38,7 @@ class LayerError(ValueError):
 def check_key(key: Any, what: str) -> None:
     """Raises unless ``key`` is one typed PRNG key; ``what`` begins the message."""
     dtype = getattr(key, "dtype", None)
-    if dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
         if key.shape != ():
             raise ValueError(
                 f"{what} takes one key and got an array of keys of shape {key.shape}: pass one of "

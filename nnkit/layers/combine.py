@@ -183,7 +183,10 @@ def _sum(xs: Any) -> Array:
             f"got shapes {', '.join(str(x.shape) for x in xs)}: they must be equal "
             "(put a projection on the shortcut)",
         )
-    return sum(xs[1:], xs[0])
+    total = xs[0]
+    for x in xs[1:]:
+        total = total + x
+    return total
 
 
 add: Layer = stateless(_sum, name="add_")

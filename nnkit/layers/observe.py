@@ -102,7 +102,8 @@ def summary(model: Layer, x: Spec) -> str:
     total                                 15      6     84
     """
     body = rows(model, x)
-    total = Row("total", "", "", *(sum(r[i] for r in body) for i in (3, 4, 5)))
+    sums = (sum(r.params for r in body), sum(r.state for r in body), sum(r.bytes for r in body))
+    total = Row("total", "", "", *sums)
     lines = [[f if isinstance(f, str) else f"{f:,}" for f in row] for row in (*body, total)]
     heads = list(Row._fields)
     widths = [max(len(line[i]) for line in (heads, *lines)) for i in range(len(heads))]

@@ -11,10 +11,11 @@ from nnkit.train.runs import (
     write_metrics,
     write_result,
 )
-from nnkit.train.saving import load_tree, save_tree
+from nnkit.train.saving import DamagedFileError, load_tree, save_tree
 from nnkit.train.trainer import supervised, trainer
 
 __all__ = [
+    "DamagedFileError",
     "create_run",
     "evaluate",
     "fit",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from types import TracebackType
 from typing import Any, Protocol
 
 __all__ = ["Progress", "progress_bar"]
@@ -69,9 +68,7 @@ class _Bar:
         self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: Any) -> None:
         self._bar.stop()
 
     def advance(self, steps: int, loss: float) -> None:

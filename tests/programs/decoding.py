@@ -45,8 +45,8 @@ def main() -> tuple[jax.Array, jax.Array]:
     prompt = jnp.array([7, 8, 9] + [-1] * (LENGTH - 3), text.dtype)
     _, tokens = jax.lax.scan(next_token, (empty, prompt[0]), prompt)
 
-    whole = prompt[:3]
-    while len(whole) < LENGTH:
+    def next_of_whole(i, whole):
         logits, _ = model.apply(ts.params, ts.state, whole[None], train=False)
-        whole = jnp.append(whole, jnp.argmax(logits[0, -1]).astype(whole.dtype))
-    return tokens, whole
+        return whole.at[i].set(jnp.argmax(logits[0, i - 1]).astype(whole.dtype))
+
+    return tokens, jax.lax.fori_loop(3, LENGTH, next_of_whole, jnp.maximum(prompt, 0))

@@ -1,0 +1,85 @@
+"""What the documents say runs, what they link to exists, and every public name is in them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nnkit
+from tests import properties
+from tests.catalog import LAYERS
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def namespace() -> dict[str, object]:
+    return {"jax": jax, "jnp": jnp, "np": np, **{name: getattr(nnkit, name) for name in nnkit.__all__}}
+
+
+def test_the_readmes_program_reaches_its_accuracy(capsys):
+    names: dict[str, object] = {}
+    blocks = BLOCK.findall((ROOT / "README.md").read_text())
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    accuracy = float(re.search(r"test accuracy ([\d.]+)%", capsys.readouterr().out)[1])
+    assert accuracy > 95
+    assert len(blocks) == 2
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name not in {"README.md", "adding.md"}], ids=lambda p: p.name)
+def test_examples_run(page):
+    names = namespace()
+    for block in BLOCK.findall(page.read_text()):
+        exec(compile(block, page.name, "exec"), names)
+
+
+def test_the_layer_of_adding_md_has_every_property():
+    names = namespace()
+    exec(compile(BLOCK.findall((ROOT / "docs/adding.md").read_text())[0], "adding.md", "exec"), names)
+    layer, x = names["scale_shift"](), LAYERS[0].x
+    for name in dir(properties):
+        check = getattr(properties, name)
+        if getattr(check, "__module__", "") == properties.__name__ and name not in {"made", "close", "equal"}:
+            more = {"randomness_comes_from_the_key": (False,), "examples_are_independent": (True,)}.get(name, ())
+            check(layer, x, *more)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+PAGE_OF = {
+    "layers": "layers",
+    "losses": "losses",
+    "metrics": "losses",
+    "regularizers": "losses",
+    "initializers": "initializers",
+    "activations": "initializers",
+    "optim": "optimizers",
+    "train": "training",
+    "data": "data",
+    "diagnose": "results",
+    "models": "results",
+}
+
+
+@pytest.mark.parametrize("part", sorted(PAGE_OF))
+def test_every_public_name_is_in_the_documents(part):
+    text = (ROOT / "docs" / f"{PAGE_OF[part]}.md").read_text()
+    missing = [name for name in getattr(nnkit, part).__all__ if not re.search(rf"\b{name}\b", text)]
+    assert not missing, f"docs/{PAGE_OF[part]}.md does not mention {missing}"
+
+
+def test_every_part_has_a_page():
+    parts = {name for name in nnkit.__all__ if name.islower()}
+    assert set(PAGE_OF) | {"tree", "types"} == parts
