@@ -11,6 +11,7 @@ mistakes.png and the trained parameters; experiments/predict.py evaluates them a
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
 import time
 from functools import partial
@@ -177,6 +178,10 @@ def run(config: Settings) -> Outcome:
     """One training run: everything from the data to the folder."""
     if config.optimizer not in OPTIMIZERS:
         raise unknown_name("optimizer", config.optimizer, OPTIMIZERS)
+    if not config.learning_rate > 0 or not config.decay > 0:
+        raise ValueError(
+            f"learning_rate and decay must be positive, got {config.learning_rate:g} and {config.decay:g}"
+        )
     splits = load_splits(config)
     train_set, validation_set, test_set = splits
     assert test_set is not None
@@ -205,15 +210,19 @@ def run(config: Settings) -> Outcome:
         train.write_metrics(folder, rows)
 
     started = time.perf_counter()
-    ts, _ = train.fit(
-        trainer,
-        train_set,
-        epochs=config.epochs,
-        key=jax.random.key(config.seed),
-        batch_size=config.batch_size,
-        validation=validation_set,
-        on_epoch=record,
-    )
+    try:
+        ts, _ = train.fit(
+            trainer,
+            train_set,
+            epochs=config.epochs,
+            key=jax.random.key(config.seed),
+            batch_size=config.batch_size,
+            validation=validation_set,
+            on_epoch=record,
+        )
+    except (ValueError, TypeError):
+        shutil.rmtree(folder)  # fit refused what it was given and nothing was computed
+        raise
     seconds = time.perf_counter() - started
     outcome, logits, confusion = evaluate(model, ts.params, ts.state, test_set)
     train.save_tree(folder / "model.npz", {"params": ts.params, "state": ts.state})

@@ -137,7 +137,10 @@ _LEAF = jax.tree.structure(0)
 
 def _not_inexact(where: str, name: str, params: PyTree) -> TypeError:
     path, x = next((p, x) for p, x in tree.flatten(params).items() if not _is_inexact(x))
-    kind = f"dtype {x.dtype}" if hasattr(x, "dtype") else f"a value of type {type(x).__name__}"
+    kind = f"a value of type {type(x).__name__}"
+    if hasattr(x, "dtype"):
+        no_gradient = x.dtype == jax.dtypes.float0
+        kind = "dtype float0 (the gradient of an integer)" if no_gradient else f"dtype {x.dtype}"
     return TypeError(
         f"{where}: {name} has {kind} at {path or 'the root'}: only floating-point parameters can be "
         "optimized, keep the rest out of the parameter tree"

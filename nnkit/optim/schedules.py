@@ -75,12 +75,12 @@ def exponential_decay(
             if staircase:
                 exponent = jnp.floor(exponent)
             value = jnp.where(since <= 0, init_value, init_value * factor**exponent)
-            if not (is_static_number(steps) and is_static_number(factor)):
-                # What plain numbers were asked above.
-                value = jnp.where((steps > 0) & (factor > 0), value, init_value)
             if end_value is not None:
                 lower, upper = jnp.maximum(value, end_value), jnp.minimum(value, end_value)
                 value = jnp.where(factor < 1, lower, upper)
+            if not (is_static_number(steps) and is_static_number(factor)):
+                # What plain numbers were asked above.
+                value = jnp.where((steps > 0) & (factor > 0), value, init_value)
             return value
 
     return schedule

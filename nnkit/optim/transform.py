@@ -146,7 +146,7 @@ def scale_by_learning_rate(
         return identity()
     sign = -1 if flip_sign else 1
     if callable(learning_rate):
-        return scale_by_schedule(lambda step: sign * learning_rate(step))
+        return scale_by_schedule(lambda step: sign * _value(learning_rate, step))
     return scale(sign * check_learning_rate(learning_rate))
 
 

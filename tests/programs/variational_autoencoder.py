@@ -24,7 +24,7 @@ model = layers.wire(
 
 def elbo(params, state, x, *, key, train):
     (logits, mean, log_var), state = model.apply(params, state, x, key=key, train=train)
-    reconstruction = 64 * losses.binary_cross_entropy_with_logits(logits, x).mean()
+    reconstruction = losses.binary_cross_entropy_with_logits(logits, x, reduce="sum").mean()
     divergence = -0.5 * jnp.sum(1 + log_var - mean**2 - jnp.exp(log_var), axis=-1).mean()
     return reconstruction + divergence, (state, {"reconstruction": reconstruction, "divergence": divergence})
 
