@@ -33,7 +33,9 @@ def test_the_readmes_program_reaches_its_accuracy(capsys):
     assert len(blocks) == 2
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if p.name not in {"README.md", "adding.md"}], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if p.name not in {"README.md", "adding.md"}], ids=lambda p: p.name
+)
 def test_examples_run(page):
     names = namespace()
     for block in BLOCK.findall(page.read_text()):
@@ -47,7 +49,9 @@ def test_the_layer_of_adding_md_has_every_property():
     for name in dir(properties):
         check = getattr(properties, name)
         if getattr(check, "__module__", "") == properties.__name__ and name not in {"made", "close", "equal"}:
-            more = {"randomness_comes_from_the_key": (False,), "examples_are_independent": (True,)}.get(name, ())
+            more = {"randomness_comes_from_the_key": (False,), "examples_are_independent": (True,)}.get(
+                name, ()
+            )
             check(layer, x, *more)
 
 

@@ -69,8 +69,12 @@ def test_importing_nnkit_brings_in_nothing_heavy():
         "optax", "flax", "equinox", "chex", "torch", "tensorflow", "tensorflow_datasets", "sklearn", "scipy.stats",
         "matplotlib", "rich", "tyro", "pandas", "PIL", "optuna",
     }  # fmt: skip
-    code = "import jax, sys; before = set(sys.modules); import nnkit; print(*sorted(set(sys.modules) - before))"
-    new = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    code = (
+        "import jax, sys; before = set(sys.modules); import nnkit; print(*sorted(set(sys.modules) - before))"
+    )
+    new = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert "nnkit.layers.dense" in new
     assert not heavy & set(new)
     assert not heavy & {name.split(".")[0] for name in new}

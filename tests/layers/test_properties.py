@@ -115,7 +115,7 @@ def _changing_at_test_time(params, state, x, *, key=None, train):
 
 
 def _reshaping_the_state(params, state, x, *, key=None, train):
-    return x, {"s": jnp.zeros(state["s"].shape + (1,))}
+    return x, {"s": jnp.zeros((*state["s"].shape, 1))}
 
 
 WRONG = [
