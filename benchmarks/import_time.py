@@ -17,7 +17,9 @@ CODE = "import time; t = time.perf_counter(); import {}; print(time.perf_counter
 
 def measure(modules: str) -> float:
     """Seconds that a fresh process takes to import ``modules``."""
-    done = subprocess.run([sys.executable, "-c", CODE.format(modules)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", CODE.format(modules)], capture_output=True, text=True, check=True
+    )
     return float(done.stdout)
 
 
@@ -26,7 +28,9 @@ def main() -> None:
     pairs = [(measure("jax"), measure("jax, nnkit")) for _ in range(ROUNDS)]
     jax, both = (statistics.median(column) for column in zip(*pairs, strict=True))
     added = statistics.median(b - a for a, b in pairs)
-    print(f"import jax {jax:.3f} s, import jax and nnkit {both:.3f} s; nnkit adds {added:.3f} s ({ROUNDS} rounds)")
+    print(
+        f"import jax {jax:.3f} s, import jax and nnkit {both:.3f} s; nnkit adds {added:.3f} s ({ROUNDS} rounds)"
+    )
 
 
 if __name__ == "__main__":

@@ -182,10 +182,15 @@ def run(config: Settings) -> Outcome:
         raise ValueError(
             f"learning_rate and decay must be positive, got {config.learning_rate:g} and {config.decay:g}"
         )
+    if not 0 < config.test < 1:
+        raise ValueError(f"test must be a share between 0 and 1, got {config.test:g}")
+    if not 0 <= config.seed < 2**32:
+        raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {config.seed}")
     splits = load_splits(config)
     train_set, validation_set, test_set = splits
     assert test_set is not None
     model = build_model(config, len(train_set.classes))
+    data.check_batch_size(config.batch_size, len(train_set))
     steps = data.num_batches(len(train_set), config.batch_size)
     rate = optim.exponential_decay(config.learning_rate, steps, config.decay, staircase=True)
 
@@ -221,7 +226,8 @@ def run(config: Settings) -> Outcome:
             on_epoch=record,
         )
     except (ValueError, TypeError):
-        shutil.rmtree(folder)  # fit refused what it was given and nothing was computed
+        if not rows:  # what it was given was refused, and nothing was computed
+            shutil.rmtree(folder)
         raise
     seconds = time.perf_counter() - started
     outcome, logits, confusion = evaluate(model, ts.params, ts.state, test_set)
@@ -269,9 +275,13 @@ def print_table(title: str, rows: dict[str, Outcome]) -> None:
 def main(config: Config) -> int:
     outcomes: dict[str, Outcome] = {}
     full = resolved(config)
+    if config.repeats < 1:
+        print(f"error: repeats must be at least 1, got {config.repeats}", file=sys.stderr)
+        return 1
     print(
-        f"{full.dataset}, {full.model} {full.hidden}: {full.epochs} epochs, batches of {full.batch_size}, "
-        f"{full.optimizer} at {full.learning_rate:g} times {full.decay:g} an epoch",
+        f"{full.dataset}, {full.model} {full.hidden}, dropout {full.dropout:g}: {full.epochs} epochs, batches of "
+        f"{full.batch_size}, {full.optimizer} at {full.learning_rate:g} times {full.decay:g} an epoch, label "
+        f"smoothing {full.label_smoothing:g}, {full.validation:.0%} for validation",
         flush=True,
     )
     for seed in range(config.seed, config.seed + config.repeats):

@@ -36,13 +36,15 @@ def main(run: Path, data_dir: Path | None = None) -> int:
         like = jax.eval_shape(model.init, jax.random.key(0), jnp.asarray(test.x[:1]))
         saved = train.load_tree(run / "model.npz", {"params": like[0], "state": like[1]})
         recorded = train.read_result(run)
-    except (ValueError, OSError) as error:
+    except (ValueError, TypeError, KeyError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     outcome, _, _ = evaluate(model, saved["params"], saved["state"], test)
     print_table(str(run), {"now": outcome})
     changed = {
-        name: (recorded[name], value) for name, value in outcome._asdict().items() if recorded[name] != value
+        name: (recorded.get(name), value)
+        for name, value in outcome._asdict().items()
+        if str(recorded.get(name)) != str(value)  # as text, in which NaN equals NaN
     }
     for name, (before, now) in changed.items():
         print(f"{name} was recorded as {before!r} and is now {now!r}", file=sys.stderr)

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 __all__ = ["LayerError", "check_key", "check_probability", "is_static_number", "unknown_name"]
 
@@ -29,6 +30,9 @@ class LayerError(ValueError):
         self.layer, self.message, self.path = layer, message, path
         where = "/".join(path) if path else layer.rstrip("_")
         super().__init__(f"{where} {message}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LayerError, (self.layer, self.message, self.path)
 
     def within(self, child: str) -> LayerError:
         """The same error, seen from one combinator further out."""
@@ -62,8 +66,10 @@ def is_static_number(value: Any) -> bool:
 
 def check_probability(value: Any, what: str) -> None:
     """Raises unless ``value`` is in [0, 1) or traced; ``what`` names the argument."""
-    if isinstance(value, jax.Array):
+    if isinstance(value, Tracer):
         return
+    if isinstance(value, jax.Array) and value.shape == ():
+        value = value.item()
     if not is_static_number(value):
         raise TypeError(f"{what} must be a number in [0, 1), got {value!r}")
     if math.isnan(value) or not 0 <= value < 1:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from nnkit import initializers, layers
-from nnkit.checks import unknown_name
-from nnkit.types import Layer
+from nnkit.checks import is_static_number, unknown_name
+from nnkit.types import Array, Layer
 
 __all__ = ["MODELS", "build", "mlp", "mlp_bn_dropout"]
 
 
-def mlp(classes: int, *, hidden: Sequence[int] = (256, 128), dropout: float = 0.0) -> Layer:
+def mlp(classes: int, *, hidden: Sequence[int] = (256, 128), dropout: float | Array = 0.0) -> Layer:
     """The lecture's network: dense layers with ReLU between them, He-normal kernels.
 
     Takes images or rows, gives logits. With a dropout rate there is a dropout layer after each
@@ -30,12 +30,14 @@ def mlp(classes: int, *, hidden: Sequence[int] = (256, 128), dropout: float = 0.
     return _stack(classes, hidden, dropout, normalise=False)
 
 
-def mlp_bn_dropout(classes: int, *, hidden: Sequence[int] = (256, 128), dropout: float = 0.5) -> Layer:
+def mlp_bn_dropout(
+    classes: int, *, hidden: Sequence[int] = (256, 128), dropout: float | Array = 0.5
+) -> Layer:
     """As :func:`mlp`, with batch normalisation before each ReLU and dropout after it."""
     return _stack(classes, hidden, dropout, normalise=True)
 
 
-def _stack(classes: int, hidden: Sequence[int], dropout: float, normalise: bool) -> Layer:
+def _stack(classes: int, hidden: Sequence[int], dropout: float | Array, normalise: bool) -> Layer:
     he = initializers.he_normal()
     body: list[Layer] = [layers.flatten]
     for features in hidden:
@@ -44,7 +46,7 @@ def _stack(classes: int, hidden: Sequence[int], dropout: float, normalise: bool)
         if normalise:
             body.append(layers.batch_norm())
         body.append(layers.relu)
-        if dropout:
+        if not (is_static_number(dropout) and dropout == 0):
             body.append(layers.dropout(dropout))
     return layers.serial(*body, layers.dense(classes))
 

@@ -47,7 +47,13 @@ def flatten(tree: PyTree) -> dict[str, Any]:
     >>> flatten({"dense_0": {"kernel": 1, "bias": 2}})
     {'dense_0/bias': 2, 'dense_0/kernel': 1}
     """
-    return {path_str(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    flat = {path_str(path): leaf for path, leaf in leaves}
+    if len(flat) < len(leaves):
+        paths = [path_str(path) for path, _ in leaves]
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise ValueError(f"two leaves of the tree have the path {twice!r}: use names without '/'")
+    return flat
 
 
 def map_with_path(f: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:

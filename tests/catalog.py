@@ -1,4 +1,4 @@
-"""One row for each layer and each optimizer; every property test runs over every row."""
+"""One row for each layer; every property test runs over every row. Optimizers: tests/optim/rows.py."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nnkit import layers
-from nnkit.types import GradientTransformation, Layer
+from nnkit import initializers, layers
+from nnkit.types import Layer
 
 F32 = jnp.float32
 
@@ -25,14 +25,6 @@ class LayerRow(NamedTuple):
     """Whether an example's output depends on the other examples when training."""
 
 
-class OptimizerRow(NamedTuple):
-    """An optimizer and the numbers of its arguments that may be traced."""
-
-    name: str
-    make: Any
-    traced: dict[str, float]
-
-
 def _x(*shape: int) -> jax.Array:
     return jax.random.normal(jax.random.key(42), shape, F32)
 
@@ -42,6 +34,7 @@ _block = layers.serial(layers.dense(4), layers.batch_norm(), layers.relu, layers
 LAYERS = [
     LayerRow("dense", layers.dense(3), _x(6, 4)),
     LayerRow("dense_without_bias", layers.dense(3, use_bias=False), _x(6, 4)),
+    LayerRow("dense_with_random_bias", layers.dense(3, bias_init=initializers.normal(1.0)), _x(6, 4)),
     LayerRow("dense_on_sequences", layers.dense(3), _x(6, 5, 4)),
     LayerRow("dropout", layers.dropout(0.5), _x(6, 4), random=True),
     LayerRow("dropout_32_bits", layers.dropout(0.3), _x(6, 4), random=True),
@@ -49,6 +42,12 @@ LAYERS = [
     LayerRow("batch_norm", layers.batch_norm(), _x(6, 4), mixes_batch=True),
     LayerRow(
         "batch_norm_torch", layers.batch_norm(momentum=0.9, unbiased=True), _x(6, 3, 3, 4), mixes_batch=True
+    ),
+    LayerRow(
+        "batch_norm_random",
+        layers.batch_norm(scale_init=initializers.normal(1.0), bias_init=initializers.normal(1.0)),
+        _x(6, 4),
+        mixes_batch=True,
     ),
     LayerRow("flatten", layers.flatten, _x(6, 2, 2, 3)),
     *(
@@ -87,8 +86,3 @@ LAYERS = [
         mixes_batch=True,
     ),
 ]
-
-
-def optimizer(row: OptimizerRow) -> GradientTransformation:
-    """The row's optimizer with its own numbers."""
-    return row.make(**row.traced)

@@ -186,7 +186,9 @@ def output_has_the_inputs_dtype(layer: Layer, x: Any) -> None:
 def paths_are_readable_and_unique(layer: Layer, x: Any) -> None:
     params, state = layer.init(KEY, x)
     for part in (params, state):
-        paths = list(tree.flatten(part))
-        assert len(set(paths)) == len(paths)
+        try:
+            paths = list(tree.flatten(part))
+        except ValueError as error:
+            raise AssertionError(str(error)) from error
         for path in paths:
             assert all(name.isidentifier() and not name.endswith("_") for name in path.split("/")), path

@@ -66,11 +66,12 @@ def batch_norm(
         float_input("batch_norm", x)
         shape = (x.shape[-1],)
         dtype = jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype
+        bias_key = jax.random.fold_in(key, 1)
         params: dict[str, Any] = {}
         if use_scale:
             params["scale"] = scale_init(key, shape, dtype)
         if use_bias:
-            params["bias"] = bias_init(key, shape, dtype)
+            params["bias"] = bias_init(bias_key, shape, dtype)
         return params, {"mean": jnp.zeros(shape, dtype), "var": jnp.ones(shape, dtype)}
 
     def apply(

@@ -212,8 +212,8 @@ def _inputs(owner: str, xs: Any) -> tuple[Array, ...]:
 def frozen(layer: Layer) -> Layer:
     """The layer as it is: no gradient reaches its parameters and it always runs as at test time.
 
-    Gradients still flow through it to its input. Its parameters stay in the tree; an optimizer
-    with weight decay must be told to leave them alone by a mask.
+    Gradients still flow through it to its input. Its parameters stay in the tree: a penalty or weight
+    decay still moves them unless a mask (``mask="head/.*"``) leaves them out.
 
     >>> model = layers.serial(backbone=layers.frozen(layers.dense(3)), head=layers.dense(1))
     >>> params, state = model.init(jax.random.key(0), jnp.zeros((1, 4)))

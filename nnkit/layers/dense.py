@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from nnkit import initializers
@@ -39,9 +40,10 @@ def dense(
 
     def init(key: Array, x: Spec, /) -> tuple[Params, State]:
         float_input("dense", x)
+        bias_key = jax.random.fold_in(key, 1)
         params: dict[str, Any] = {"kernel": kernel_init(key, (x.shape[-1], features), x.dtype)}
         if use_bias:
-            params["bias"] = bias_init(key, (features,), x.dtype)
+            params["bias"] = bias_init(bias_key, (features,), x.dtype)
         return params, {}
 
     def apply(

@@ -60,6 +60,8 @@ def float_input(layer: str, x: Any) -> Any:
     dtype, shape = getattr(x, "dtype", None), getattr(x, "shape", None)
     if dtype is None or shape is None:
         raise LayerError(layer, f"takes an array, got {type(x).__name__}")
+    if not shape:
+        raise LayerError(layer, "takes an array with a batch axis, got a scalar")
     if not jnp.issubdtype(dtype, jnp.inexact):
         raise LayerError(
             layer, f"takes floating-point input, got {dtype} of shape {shape}: write x.astype(jnp.float32)"
@@ -71,7 +73,8 @@ def param(layer: str, params: Params, name: str, shape: tuple[int, ...], why: st
     """The parameter ``name``, raising where it is missing or not of the shape that is needed."""
     if name not in params:
         raise LayerError(
-            layer, f"has no {name!r} among {sorted(params)}: these are parameters of another model"
+            layer,
+            f"has no {name!r} among {sorted(params)}: pass the parameters and the state that this model's init made",
         )
     value = params[name]
     if value.shape != shape:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,6 +15,8 @@ from nnkit.types import Array, Layer, Params, Spec, State
 __all__ = ["Child", "Net", "wire"]
 
 _RESERVED = frozenset({"key", "train"})
+_TRAINING = 2**16
+"""Added to the position of a child that is called in training only, so that its key is its own."""
 
 
 class Child:
@@ -94,7 +97,8 @@ def wire(forward: Callable[[Net, Any], Any], /, **children: Layer) -> Layer:
 
     Any directed graph of layers can be written so; the function says what is computed, and the
     library threads state and keys. A child that is called twice has one set of parameters, and
-    its state passes from the first call to the second.
+    its state passes from the first call to the second. A call inside ``jax.lax.scan`` or
+    ``jax.checkpoint`` is not seen as such: loop over a layer's own ``apply`` there.
 
     Args:
       forward: a pure function of ``net`` (children as attributes, ``net.train``, ``net.key()``
@@ -114,10 +118,11 @@ def wire(forward: Callable[[Net, Any], Any], /, **children: Layer) -> Layer:
     >>> sorted(params)
     ['block', 'head', 'stem']
     """
-    clash = sorted(_RESERVED & set(children))
+    clash = sorted(name for name in children if name in _RESERVED or name.startswith("_"))
     if clash:
         raise ValueError(
-            f"wire: {clash} cannot be names of children: net.key() and net.train have other uses"
+            f"wire: {clash} cannot be names of children: net.key() and net.train have other uses, and names "
+            "that begin with _ are its own"
         )
     kids = Children("wire", name_children("wire", (), children))
 
@@ -126,13 +131,16 @@ def wire(forward: Callable[[Net, Any], Any], /, **children: Layer) -> Layer:
 
         # The function is only traced here, to learn which input each child sees first. The
         # parameters made while tracing are abstract, so they are made once more below, for good.
-        def trace(key: Array, x: Any) -> Any:
-            net = Net(kids, {}, {}, key, train=False, making=True)
+        def trace(key: Array, x: Any, train: bool) -> Any:
+            net = Net(kids, {}, {}, key, train=train, making=True)
             y = forward(net, x)
-            called.update(net._specs)
+            for name, (position, spec) in net._specs.items():
+                called.setdefault(name, (position + train * _TRAINING, spec))
             return y
 
-        jax.eval_shape(trace, key, x)
+        # In both modes, since a child may be called in one only (an auxiliary loss in training).
+        for train in (False, True):
+            jax.eval_shape(partial(trace, train=train), key, x)
         unused = [name for name in kids.layers if name not in called]
         if unused:
             raise LayerError(

@@ -71,9 +71,9 @@ def exponential_decay(
     def schedule(count: Any) -> Any:
         with jax.numpy_dtype_promotion("standard"):  # whole steps over fractions, as in optax
             since = count - begin
-            exponent = jnp.maximum(since, 0) / steps
-            if staircase:
-                exponent = jnp.floor(exponent)
+            past = jnp.maximum(since, 0)
+            # Rounded down as whole numbers: compiled, 47/47 is 47·(1/47) = 0.99999994, a step too late.
+            exponent = past // steps if staircase else past / steps
             value = jnp.where(since <= 0, init_value, init_value * factor**exponent)
             if end_value is not None:
                 lower, upper = jnp.maximum(value, end_value), jnp.minimum(value, end_value)

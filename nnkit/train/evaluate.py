@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nnkit.train.preflight import checked_batch_size, checked_data, number_of_examples, specs
 from nnkit.types import Array, Layer, Params, PyTree, State, Trainer, TrainState
 
 __all__ = ["evaluate", "predict"]
@@ -32,19 +33,16 @@ def evaluate(trainer: Trainer, ts: TrainState, data: Any, *, batch_size: int = 1
     >>> sorted(metrics)
     ['loss']
     """
-    arrays = jax.tree.map(jnp.asarray, getattr(data, "arrays", data))
-    n = number_of_examples(arrays)
-    return jax.tree.map(float, jax.device_get(_evaluate(trainer, ts, arrays, batch_size=min(batch_size, n))))
+    arrays = checked_data(trainer, ts, data, "the data")
+    return evaluate_arrays(trainer, ts, jax.tree.map(jnp.asarray, arrays), batch_size=batch_size)
 
 
-def number_of_examples(arrays: PyTree) -> int:
-    """The length of the arrays' common leading axis."""
-    lengths = {a.shape[0] if getattr(a, "ndim", 0) else 0 for a in jax.tree.leaves(arrays)}
-    if len(lengths) != 1 or lengths == {0}:
-        raise ValueError(
-            f"data must be arrays with one common, non-empty leading axis, got lengths {sorted(lengths)}"
-        )
-    return lengths.pop()
+def evaluate_arrays(
+    trainer: Trainer, ts: TrainState, arrays: PyTree, *, batch_size: int = 1000
+) -> dict[str, float]:
+    """:func:`evaluate` for arrays on the device that were checked before."""
+    batch_size = checked_batch_size(batch_size, number_of_examples(arrays))
+    return jax.tree.map(float, jax.device_get(_evaluate(trainer, ts, arrays, batch_size=batch_size)))
 
 
 @partial(jax.jit, static_argnames=("trainer", "batch_size"))
@@ -52,17 +50,32 @@ def _evaluate(trainer: Trainer, ts: TrainState, arrays: PyTree, *, batch_size: i
     n = number_of_examples(arrays)
     full, tail = divmod(n, batch_size)
 
-    def total(i: Any, sums: dict[str, Array]) -> dict[str, Array]:
-        batch = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, i * batch_size, batch_size), arrays)
-        return jax.tree.map(lambda s, m: s + m * batch_size, sums, trainer.evaluate(ts, batch))
+    def on(i: Any, batch: PyTree) -> dict[str, Array]:
+        # Each batch draws numbers of its own, where evaluation draws any.
+        found = trainer.evaluate(ts._replace(key=jax.random.fold_in(ts.key, i)), batch)
+        return jax.tree.map(lambda m: m.astype(_wide(m.dtype)), found)
 
-    first = jax.tree.map(lambda a: jax.ShapeDtypeStruct((batch_size, *a.shape[1:]), a.dtype), arrays)
-    zeros = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), jax.eval_shape(trainer.evaluate, ts, first))
-    sums = jax.lax.fori_loop(0, full, total, zeros)
+    def total(i: Any, sums: dict[str, Array]) -> dict[str, Array]:
+        return jax.tree.map(
+            lambda s, m: s + m * batch_size, sums, on(i, rows_of(arrays, i * batch_size, batch_size))
+        )
+
+    shapes = jax.eval_shape(on, 0, specs(arrays, batch_size))
+    sums = jax.lax.fori_loop(0, full, total, jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), shapes))
     if tail:
-        rest = trainer.evaluate(ts, jax.tree.map(lambda a: a[full * batch_size :], arrays))
+        rest = on(full, jax.tree.map(lambda a: a[full * batch_size :], arrays))
         sums = jax.tree.map(lambda s, m: s + m * tail, sums, rest)
     return jax.tree.map(lambda s: s / n, sums)
+
+
+def _wide(dtype: Any) -> Any:
+    """The dtype to add up in: float32 for bools, integers and half precision."""
+    return dtype if dtype == jnp.float64 else jnp.float32
+
+
+def rows_of(arrays: PyTree, start: Any, count: int) -> PyTree:
+    """``count`` rows of every array from ``start`` on."""
+    return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, count), arrays)
 
 
 def predict(model: Layer, params: Params, state: State, x: Any, *, batch_size: int = 1000) -> Any:
@@ -74,7 +87,8 @@ def predict(model: Layer, params: Params, state: State, x: Any, *, batch_size: i
     (7, 3)
     """
     x = jax.tree.map(jnp.asarray, x)
-    return _predict(model, params, state, x, batch_size=min(batch_size, number_of_examples(x)))
+    batch_size = checked_batch_size(batch_size, number_of_examples(x))
+    return _predict(model, params, state, x, batch_size=batch_size)
 
 
 @partial(jax.jit, static_argnames=("model", "batch_size"))
@@ -85,8 +99,9 @@ def _predict(model: Layer, params: Params, state: State, x: Any, *, batch_size: 
     def run(x: Any) -> Any:
         return model.apply(params, state, x, train=False)[0]
 
-    batches = jax.tree.map(lambda a: a[: full * batch_size].reshape(full, batch_size, *a.shape[1:]), x)
-    y = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), jax.lax.map(run, batches))
+    # Sliced within the loop: cutting the inputs into batches in advance would copy all of them.
+    y = jax.lax.map(lambda i: run(rows_of(x, i * batch_size, batch_size)), jnp.arange(full))
+    y = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), y)
     if not tail:
         return y
     rest = run(jax.tree.map(lambda a: a[full * batch_size :], x))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnkit.checks import check_key
-from nnkit.data import check_batch_size, check_data, shuffled_indices
+from nnkit.data import check_batch_size, shuffled_indices
 from nnkit.train.epochs import train_steps
-from nnkit.train.evaluate import evaluate, number_of_examples
+from nnkit.train.evaluate import evaluate_arrays
+from nnkit.train.preflight import arrays_of, check_steps, checked_data, number_of_examples, whole
 from nnkit.train.progress import progress_bar
 from nnkit.types import Array, PyTree, Trainer, TrainState
 
@@ -50,10 +52,13 @@ def fit(
 
     Args:
       trainer: from :func:`trainer`.
-      data: a dataset, or a pytree of arrays with one leading axis: (x, y) for supervised runs.
+      data: a dataset, or a pytree of arrays with one leading axis: (x, y) for supervised runs. The
+        first of a tuple, or else all of it, is what ``trainer.init`` is shown one example of.
       epochs: how many passes the run has had at its end, those before ``state`` included.
       key: the run's only source of randomness; needed unless ``state`` is given.
-      state: where to go on from; it is copied, so it stays usable.
+      state: where to go on from; it is copied, so it stays usable. Its step says how many batches
+        of how many epochs are done, which presumes the same data and batch size: for a new run from
+        old parameters pass ``state._replace(step=jnp.int32(0))``.
       batch_size: examples in a step.
       validation: data on which the metrics are computed after each epoch, as ``val_...``.
       shuffle: whether each epoch has an order of its own.
@@ -78,17 +83,16 @@ def fit(
     >>> round(float(ts.params["kernel"][0, 0]), 2), history[-1]["step"]
     (2.0, 200)
     """
-    arrays = _checked(data, "the training data")
-    held_out = None if validation is None else _checked(validation, "the validation data")
+    epochs, steps_per_call = (
+        whole(epochs, "fit(epochs=...)"),
+        whole(steps_per_call, "fit(steps_per_call=...)"),
+    )
+    arrays = arrays_of(data, "the training data")
     n = number_of_examples(arrays)
     check_batch_size(batch_size, n)
-    for name, value in (("epochs", epochs), ("steps_per_call", steps_per_call)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"fit({name}=...) must be a whole number of at least 1, got {value!r}")
     ts = _start(trainer, arrays, key, state)
-    trainer.check(ts, arrays)
-    if held_out is not None:
-        trainer.check(ts, held_out)
+    arrays = checked_data(trainer, ts, arrays, "the training data")
+    held_out = None if validation is None else checked_data(trainer, ts, validation, "the validation data")
 
     full, tail = divmod(n, batch_size)
     tail = 0 if drop_last else tail
@@ -99,6 +103,7 @@ def fit(
             f"fit(epochs={epochs}) has nothing to do: the state has taken {done} steps, which are "
             f"{done / steps:g} epochs; epochs counts those too"
         )
+    check_steps(trainer, ts, arrays, batch_size, tail)
     arrays, held_out = jax.tree.map(jnp.asarray, (arrays, held_out))
     capacity = min(steps_per_call, full)
     history: list[dict[str, Any]] = []
@@ -128,7 +133,7 @@ def fit(
                 _advance(bar, seen[-1])
             row = {"epoch": epoch + 1, "step": int(ts.step), **_means(seen)}
             if held_out is not None:
-                found = evaluate(trainer, ts, held_out)
+                found = evaluate_arrays(trainer, ts, held_out)
                 row.update({f"val_{name}": value for name, value in found.items()})
             row["seconds"] = time.perf_counter() - started
             history.append(row)
@@ -139,31 +144,26 @@ def fit(
     return ts, history
 
 
-def _checked(data: Any, name: str) -> PyTree:
-    """The arrays of ``data``, after the checks that only values can tell."""
-    classes = len(getattr(data, "classes", ())) or None
-    arrays = getattr(data, "arrays", data)
-    if isinstance(arrays, tuple) and len(arrays) == 2:
-        check_data(arrays[0], arrays[1], num_classes=classes, name=name)
-    else:
-        check_data(arrays, name=name)
-    return arrays
-
-
 def _start(trainer: Trainer, arrays: PyTree, key: Array | None, state: TrainState | None) -> TrainState:
     if state is not None:
         if key is not None:
             raise TypeError("fit got both key= and state=: the state carries its own key, pass one of them")
+        if not isinstance(state, TrainState):
+            raise TypeError(
+                f"fit(state=...) takes a TrainState and got {type(state).__name__}: pass what fit returned"
+            )
         return jax.tree.map(jnp.copy, state)
     if key is None:
         raise TypeError("fit needs a key: pass fit(..., key=jax.random.key(0))")
     check_key(key, "fit")
     x = arrays[0] if isinstance(arrays, tuple) else arrays
-    spec = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), jax.dtypes.canonicalize_dtype(a.dtype)), x
-    )
+    return _init(trainer, key, jax.tree.map(lambda a: jnp.asarray(a[:1]), x))
+
+
+@partial(jax.jit, static_argnums=0)
+def _init(trainer: Trainer, key: Array, x: PyTree) -> TrainState:
     # Initialisation op by op would compile some thirty small programs; jitted, it is one.
-    return jax.jit(lambda key: trainer.init(key, spec))(key)
+    return trainer.init(key, x)
 
 
 def _advance(bar: Any, chunk: tuple[int, int, dict[str, Array]]) -> None:

@@ -47,6 +47,7 @@ class _Bar:
     watches_steps = True
 
     def __init__(self, epochs: int, steps: int, done: int, batch_size: int):
+        from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._bar = Progress(
@@ -55,6 +56,7 @@ class _Bar:
             TextColumn("{task.fields[loss]} {task.fields[validation]}"),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(compact=True),
+            console=Console(stderr=True),
         )
         self._epochs, self._steps, self._batch_size, self._done = epochs, steps, batch_size, done
         self._task = self._bar.add_task(

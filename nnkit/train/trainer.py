@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from nnkit.checks import check_key
 from nnkit.losses import check_targets
 from nnkit.optim import apply_updates
+from nnkit.train.preflight import specs
 from nnkit.types import (
     Array,
     GradientTransformation,
@@ -129,14 +131,15 @@ def supervised(
     ) -> tuple[Array, tuple[State, dict[str, Array]]]:
         x, y = _pair(batch)
         predictions, state = model.apply(params, state, x, key=key, train=train)
+        _check_columns(predictions, y)
         value = jnp.mean(_per_example("the loss", loss(predictions, y), predictions, y))
         found = {"loss": value}
         for name, metric in metrics.items():
             values = _per_example(f"the metric {name!r}", metric(predictions, y), predictions, y)
             found[name] = jnp.mean(values)
         if regularizer is not None:
-            found["penalty"] = regularizer(params)
-            value = value + found["penalty"].astype(value.dtype)
+            found["penalty"] = jnp.asarray(regularizer(params), value.dtype)
+            value = value + found["penalty"]
         return value, (state, found)
 
     return objective
@@ -161,6 +164,19 @@ def _per_example(what: str, values: Any, predictions: Any, targets: Any) -> Arra
             f"{jnp.shape(targets)}: give them equal shapes, for instance targets[:, None]"
         )
     return values
+
+
+def _check_columns(predictions: Any, targets: Any) -> None:
+    """The same guard where the loss averages the (n, n) matrix away before anyone sees it."""
+    p, t = getattr(predictions, "shape", None), getattr(targets, "shape", None)
+    if p is None or t is None or not jnp.issubdtype(targets.dtype, jnp.floating):
+        return
+    if p == (*t, 1) or t == (*p, 1):
+        write = "targets[..., None]" if p == (*t, 1) else "predictions[..., None]"
+        raise ValueError(
+            f"predictions have shape {p} and targets {t}, which would broadcast against each other: give them "
+            f"equal shapes, {write}"
+        )
 
 
 def _trainer(objective: Objective, optimizer: GradientTransformation, init_params: InitFn) -> Trainer:
@@ -203,18 +219,29 @@ def _check_state(before: PyTree, after: PyTree) -> None:
 def _check_supervised(model: Layer, loss: LossFn) -> Callable[[TrainState, Any], None]:
     def check(ts: TrainState, data: Any, /) -> None:
         x, y = _pair(data)
-        one = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), jax.dtypes.canonicalize_dtype(a.dtype)), x
-        )
-
-        def predict(params: Params, state: State, x: Any) -> Any:
-            return model.apply(params, state, x, train=False)[0]
-
         n = jax.tree.leaves(x)[0].shape[0]
-        predictions = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct((n, *a.shape[1:]), a.dtype),
-            jax.eval_shape(predict, ts.params, ts.state, one),
-        )
+
+        def predict(ts: TrainState, x: Any) -> Any:
+            return model.apply(ts.params, ts.state, x, key=ts.key, train=False)[0]
+
+        one = jax.eval_shape(predict, ts, specs(x, 1))
+        predictions = jax.tree.map(lambda a: jax.ShapeDtypeStruct((n, *a.shape[1:]), a.dtype), one)
         check_targets(loss, predictions, y)
+        _try_loss(loss, predictions, y)
 
     return check
+
+
+def _try_loss(loss: LossFn, predictions: Any, targets: Any) -> None:
+    """Calls the loss on the host with predictions of 0, for what only values can tell.
+
+    A loss of the user's may call one of ours, which raises for a label out of range when it is not
+    compiled. In pieces, so that predictions of many classes do not fill the memory.
+    """
+    if not isinstance(predictions, jax.ShapeDtypeStruct):
+        return
+    n, *rest = predictions.shape
+    step = max(1, 2**22 // max(1, math.prod(rest)))
+    for start in range(0, n, step):
+        part = jnp.asarray(targets[start : start + step])
+        loss(jnp.zeros((len(part), *rest), predictions.dtype), part)

@@ -152,6 +152,7 @@ def test_the_lectures_settings_are_the_defaults(mnist):
     )
     assert mnist.resolved(mnist.Config(dataset="mnist", model="mlp_bn_dropout")).dropout == 0.5
     assert mnist.resolved(mnist.Config(epochs=3)).epochs == 3
+    assert mnist.resolved(mnist.Config(dataset="Digits")).batch_size == 32
 
 
 def test_several_seeds_have_a_folder_each_and_a_mean(mnist, tmp_path, capsys):
@@ -171,6 +172,11 @@ def test_several_seeds_have_a_folder_each_and_a_mean(mnist, tmp_path, capsys):
         ({"dropout": 1.5}, "dropout(rate) must be in [0, 1), got 1.5"),
         ({"hidden": (0,)}, "dense(features=...) must be at least 1, got 0"),
         ({"batch_size": 5000}, "5000"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 359, "model": "mlp_bn_dropout"}, "one value per channel"),
+        ({"test": 0.0}, "test must be a share between 0 and 1, got 0"),
+        ({"seed": -1}, "seed must be a whole number from 0 to 2**32 - 1, got -1"),
+        ({"repeats": 0}, "repeats must be at least 1, got 0"),
         ({"learning_rate": -1.0}, "learning_rate and decay must be positive, got -1 and 0.93"),
         ({"l2": -1.0}, "-1"),
         ({"epochs": 0}, "fit(epochs=...) must be a whole number of at least 1, got 0"),

@@ -130,7 +130,7 @@ def test_one_value_per_channel_is_an_error_in_training_only(shape):
         ),
         (
             lambda: layers.batch_norm().apply({}, {}, BATCHES[0], train=False),
-            r"batch_norm has no 'mean' among \[\]: these are parameters of another model",
+            r"batch_norm has no 'mean' among \[\]: pass the parameters and the state that this model's init made",
         ),
     ],
 )

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -136,6 +138,11 @@ def test_a_foreign_error_keeps_its_type_and_gets_a_note():
     with pytest.raises(ZeroDivisionError, match="mine") as info:
         model.apply({}, {}, X, train=False)
     assert info.value.__notes__ == ["while applying layer block/fails_0"]
+
+
+def test_an_error_survives_pickling():
+    error = LayerError("dense_", "is wrong", ("a", "b"))
+    assert str(pickle.loads(pickle.dumps(error))) == str(error) == "a/b is wrong"
 
 
 def test_the_names_reach_the_profiler():

@@ -88,7 +88,7 @@ def test_parameters_take_the_inputs_dtype():
         (
             lambda: layers.dense(3).apply({"weight": X}, {}, X, train=False),
             LayerError,
-            r"dense has no 'kernel' among \['weight'\]: these are parameters of another model",
+            r"dense has no 'kernel' among \['weight'\]: pass the parameters and the state that this model's init made",
         ),
     ],
 )

@@ -96,7 +96,7 @@ def test_the_mean_over_masks_is_the_test_output_of_a_linear_layer():
         assert (abs(outputs.mean(axis=0) - expected) < 5 * spread).all()
 
 
-@pytest.mark.parametrize("rate", [-0.1, 1, 1.0, 1.5, float("nan")])
+@pytest.mark.parametrize("rate", [-0.1, 1, 1.0, 1.5, float("nan"), jnp.float32(1.5)])
 def test_a_rate_outside_its_range(rate):
     with pytest.raises(ValueError, match=r"dropout\(rate\) must be in \[0, 1\), got"):
         layers.dropout(rate)

@@ -134,6 +134,10 @@ WRONG = [
     (properties.output_has_the_inputs_dtype, _wrong(_widening)),
     (
         properties.paths_are_readable_and_unique,
+        _wrong(_widening, lambda key, x: ({"a/b": jnp.ones(1), "a": {"b": jnp.ones(1)}}, {})),
+    ),
+    (
+        properties.paths_are_readable_and_unique,
         _wrong(_widening, lambda key, x: ({"dense_": jnp.ones(1)}, {})),
     ),
     (lambda layer, x: properties.randomness_comes_from_the_key(layer, x, True), _wrong(_key_ignored)),

@@ -72,6 +72,21 @@ def test_nested_and_initialised_from_a_spec():
     )
 
 
+def test_a_child_may_be_called_in_training_only():
+    def forward(net, x):
+        h = net.body(x)
+        return (h, net.aux(h)) if net.train else h
+
+    wired = layers.wire(forward, body=layers.dense(3), aux=layers.dense(2))
+    params, state = wired.init(KEY, X)
+    assert params["aux"]["kernel"].shape == (3, 2)
+    assert not jnp.allclose(
+        params["aux"]["kernel"], layers.dense(2).init(KEY, jnp.zeros((1, 3)))[0]["kernel"]
+    )
+    assert wired.apply(params, state, X, train=True)[0][1].shape == (6, 2)
+    assert wired.apply(params, state, X, train=False)[0].shape == (6, 3)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -89,6 +104,11 @@ def test_nested_and_initialised_from_a_spec():
             lambda: layers.wire(lambda net, x: x, key=layers.relu),
             ValueError,
             r"\['key'\] cannot be names of children",
+        ),
+        (
+            lambda: layers.wire(lambda net, x: x, _h=layers.relu),
+            ValueError,
+            "names that begin with _ are its own",
         ),
         (
             lambda: layers.wire(lambda net, x: x @ net.a.params["kernel"], a=layers.dense(2)).init(KEY, X),

@@ -9,6 +9,8 @@ from sklearn.datasets import load_digits
 def arrays() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     x, y = load_digits(return_X_y=True)
     x, y = (x / 16).astype(np.float32), y.astype(np.int32)
-    order = np.random.default_rng(0).permutation(len(x))  # as published they are in the order of their writers
+    order = np.random.default_rng(0).permutation(
+        len(x)
+    )  # as published they are in the order of their writers
     x, y = x[order], y[order]
     return x[:1400], y[:1400], x[1400:], y[1400:]

@@ -214,6 +214,15 @@ def _with(label):
     return np.where(np.arange(103) == 5, label, Y).astype(np.int32)
 
 
+def _reporting(found):
+    """A trainer whose objective reports what it is told to."""
+    return train.trainer(
+        lambda params, state, batch, *, key, train: (jnp.sum(params["w"]), (state, found)),
+        init=lambda key, x: ({"w": jnp.zeros(1)}, {}),
+        optimizer=optim.sgd(0.1),
+    )
+
+
 BAD_X = X.copy()
 BAD_X[3, 1] = np.nan
 
@@ -244,7 +253,24 @@ BAD_X[3, 1] = np.nan
             ValueError,
             r"dense_0 has a kernel of shape \(3, 8\) and needs \(4, 8\): its input has shape \(1, 4\)",
         ),
-        (lambda: _fit(validation=(X, Y + 1)), ValueError, r"3"),
+        (lambda: _fit(validation=(X, Y + 1)), ValueError, r"label targets\[\d+\] is 3 "),
+        (
+            lambda: _fit(
+                y=_with(3),
+                trainer=train.trainer(MODEL, lambda p, y: losses.softmax_cross_entropy(p, y), optim.sgd(0.1)),
+            ),
+            ValueError,
+            r"label targets\[5\] is 3 ",
+        ),
+        (lambda: _fit(batch_size=17), ValueError, r"one value per channel, whose variance is 0"),
+        (
+            lambda: train.fit(TRAINER, data.load("digits"), epochs=1, key=KEY),
+            TypeError,
+            "the training data are all the splits of a data set: pass one of them, splits.train",
+        ),
+        (lambda: _fit(key=None, state={"w": X}), TypeError, r"fit\(state=...\) takes a TrainState and got dict"),
+        (lambda: _fit(trainer=_reporting({"v": jnp.ones(3)})), ValueError, r"the metric 'v' has shape \(3,\)"),
+        (lambda: _fit(trainer=_reporting({"step": jnp.ones(())})), ValueError, r"the metrics \['step'\] have names"),
         (
             lambda: train.fit(
                 train.trainer(layers.dense(1), losses.mean_squared_error, optim.sgd(0.1)),
@@ -271,3 +297,70 @@ def test_unscaled_images_are_warned_of():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         _fit()
+
+
+def test_an_uneven_last_batch_of_one_is_named_with_its_cure():
+    with pytest.raises(ValueError, match="one value per channel") as info:
+        _fit(batch_size=17)
+    assert any(
+        "the last batch of each epoch, which has 1 of 17 examples: pass drop_last" in n
+        for n in info.value.__notes__
+    )
+    _fit(batch_size=17, drop_last=True)
+
+
+def test_a_second_run_compiles_nothing_anew():
+    _fit(batch_size=16, validation=(X, Y))
+    with jax.log_compiles(), warnings.catch_warnings(record=True):
+        import logging
+
+        records: list[str] = []
+        handler = logging.Handler()
+        handler.emit = lambda record: records.append(record.getMessage())
+        logger = logging.getLogger("jax")
+        logger.addHandler(handler)
+        try:
+            _fit(batch_size=16, validation=(X, Y))
+        finally:
+            logger.removeHandler(handler)
+    assert not [
+        text for text in records if text.startswith("Compiling") or "Finished XLA compilation" in text
+    ]
+
+
+def test_lists_and_whole_numbers_of_numpy_are_welcome():
+    ts, _ = train.fit(TRAINER, [X, Y], epochs=np.int64(1), key=KEY)
+    assert int(ts.step) == 2
+
+
+def test_evaluation_draws_for_each_batch_and_adds_up_in_float32():
+    def objective(params, state, batch, *, key, train):
+        return jax.random.normal(key, ()) + 0 * jnp.sum(params["w"]), (
+            state,
+            {"half": batch[0]},
+        )
+
+    trainer = train.trainer(objective, init=lambda k, x: ({"w": jnp.zeros(1)}, {}), optimizer=optim.sgd(0.0))
+    ones = np.ones(60_000, np.float16)
+    ts = trainer.init(KEY, ones[:1])
+    one = train.evaluate(trainer, ts, ones, batch_size=60_000)
+    many = train.evaluate(trainer, ts, ones, batch_size=100)
+    assert abs(many["loss"]) < 0.2  # 600 draws, spread 0.04; one draw shared by all has spread 1
+    assert one["half"] == many["half"] == 1.0
+
+
+@pytest.mark.parametrize("batch_size", [0, -5, 2.5])
+def test_evaluation_and_prediction_check_their_batch_size(batch_size):
+    ts = TRAINER.init(KEY, X[:1])
+    for call in (
+        lambda: train.evaluate(TRAINER, ts, (X, Y), batch_size=batch_size),
+        lambda: train.predict(MODEL, ts.params, ts.state, X, batch_size=batch_size),
+    ):
+        with pytest.raises((ValueError, TypeError), match="batch_size"):
+            call()
+
+
+def test_evaluation_refuses_labels_out_of_range():
+    ts = TRAINER.init(KEY, X[:1])
+    with pytest.raises(ValueError, match=r"label targets\[\d+\] is 3 "):
+        train.evaluate(TRAINER, ts, (X, Y + 1))

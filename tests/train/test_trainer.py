@@ -189,10 +189,14 @@ def test_bad_input(call, error, message):
     [
         (
             lambda p, y: (p - y) ** 2,
-            r"returned shape \(20, 20\) for predictions of shape \(20, 1\) and targets",
+            r"would broadcast against each other: give them equal shapes, targets",
         ),
-        (lambda p, y: ((p[:, 0] - y) ** 2).mean(), "the loss returned one number: return one value for each"),
+        (
+            lambda p, y: jnp.mean((p - y) ** 2, axis=-1),
+            r"predictions have shape \(20, 1\) and targets \(20,\), which",
+        ),
         (losses.mean_squared_error, r"\(20, 1\).*\(20,\)"),
+        (lambda p, y: ((p[:, 0] - y.astype(int)) ** 2).mean(), r"predictions have shape"),
     ],
 )
 def test_a_column_against_a_row_is_caught_before_it_broadcasts(loss, message):
@@ -200,3 +204,16 @@ def test_a_column_against_a_row_is_caught_before_it_broadcasts(loss, message):
     trainer = train.trainer(model, loss, optim.sgd(0.1))
     with pytest.raises(ValueError, match=message):
         trainer.step(trainer.init(KEY, X), (X, X[:, 0]))
+
+
+def test_a_loss_of_one_number_or_of_another_shape_is_refused():
+    def step(loss):
+        trainer = train.trainer(layers.dense(3), loss, optim.sgd(0.1))
+        return trainer.step(trainer.init(KEY, X), (X, Y))
+
+    with pytest.raises(ValueError, match="the loss returned one number: return one value for each example"):
+        step(lambda p, y: p.mean())
+    with pytest.raises(
+        ValueError, match=r"the loss returned shape \(3, 20\) for predictions of shape \(20, 3\)"
+    ):
+        step(lambda p, y: p.T)
