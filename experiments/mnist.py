@@ -121,6 +121,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 def resolved(config: Config) -> Settings:
     """The configuration with what was not given taken from the data set and the model."""
+    config = dataclasses.replace(config, dataset=config.dataset.lower().replace("-", "_"))
     given = {
         f.name: value for f in dataclasses.fields(config) if (value := getattr(config, f.name)) is not None
     }

@@ -18,14 +18,14 @@ def mlp(classes: int, *, hidden: Sequence[int] = (256, 128), dropout: float | Ar
     ReLU.
 
     >>> print(layers.summary(mlp(10, hidden=(32,)), jnp.zeros((1, 8, 8, 1))))
-    path       layer    output  params  state   bytes
-    ---------  -------  ------  ------  -----  ------
-    flatten_0  flatten  (1,64)       0      0       0
-    dense_0    dense    (1,32)   2,080      0   8,320
-    relu_0     relu     (1,32)       0      0       0
-    dense_1    dense    (1,10)     330      0   1,320
-    ---------  -------  ------  ------  -----  ------
-    total                        2,410      0   9,640
+    path       layer    output  params  state  bytes
+    ---------  -------  ------  ------  -----  -----
+    flatten_0  flatten  (1,64)       0      0      0
+    dense_0    dense    (1,32)   2,080      0  8,320
+    relu_0     relu     (1,32)       0      0      0
+    dense_1    dense    (1,10)     330      0  1,320
+    ---------  -------  ------  ------  -----  -----
+    total                        2,410      0  9,640
     """
     return _stack(classes, hidden, dropout, normalise=False)
 

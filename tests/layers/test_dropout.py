@@ -13,14 +13,14 @@ KEY = jax.random.key(3)
 ONES = jnp.ones((200, 500))
 
 
-@pytest.mark.parametrize("rate", [0.5, 0.25, 3 / 256, 0.1, 0.3, 12345 / 65536, 1 / 3, 0.999])
+@pytest.mark.parametrize("rate", [0.5, 0.25, 5 / 16, 3 / 256, 0.1, 0.3, 12345 / 65536, 1 / 3, 0.999])
 def test_the_rate_is_the_share_that_is_dropped(rate):
     """Each width of random bits; the bound is five standard deviations of the share."""
     dropped = 1 - float(keep_mask(KEY, rate, ONES.shape).mean())
     assert abs(dropped - rate) < 5 * (rate * (1 - rate) / ONES.size) ** 0.5
 
 
-@pytest.mark.parametrize("rate", [0.5, 12345 / 65536, 0.3])
+@pytest.mark.parametrize("rate", [0.5, 0.25, 0.125, 3 / 256, 12345 / 65536, 0.3])
 def test_elements_are_independent(rate):
     """Neighbours, which may come from one word of random bits, agree as often as chance has it."""
     m = np.asarray(keep_mask(KEY, rate, (1000, 64)), np.float64) - (1 - rate)
