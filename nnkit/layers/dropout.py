@@ -78,7 +78,9 @@ def keep_mask(key: Array, rate: float | Array, shape: tuple[int, ...]) -> Array:
     >>> abs(float(keep_mask(jax.random.key(0), 0.25, (1000, 8)).mean()) - 0.75) < 0.02
     True
     """
-    bits = next((b for b in (1, 2, 4, 8, 16) if is_static_number(rate) and float(rate * 2**b).is_integer()), 32)
+    bits = next(
+        (b for b in (1, 2, 4, 8, 16) if is_static_number(rate) and float(rate * 2**b).is_integer()), 32
+    )
     if bits == 32:
         return jax.random.bits(key, shape, jnp.uint32) >= _threshold(rate)
     # Whole words are drawn and cut up: jax.random.bits(..., uint8) throws three quarters away.

@@ -16,6 +16,7 @@ from nnkit.optim.scalars import (
     increment,
     inverse,
     inverse_root,
+    quotient,
     unbiased,
 )
 from nnkit.optim.sgd import check_momentum, trace
@@ -247,4 +248,7 @@ def _over_root(g: Array, square: Array, eps: Scalar, eps_in_sqrt: bool) -> Array
     """g / √(square + eps), or g / (√square + eps)."""
     if eps_in_sqrt:
         return inverse_root(square + eps, eps) * g
-    return inverse(jnp.sqrt(square) + eps, eps) * g
+    root = jnp.sqrt(square) + eps
+    if root.dtype == jnp.float16:  # 1/1e-5 overflows
+        return quotient(g, root, eps)
+    return inverse(root, eps) * g

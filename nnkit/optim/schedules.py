@@ -72,8 +72,9 @@ def exponential_decay(
         with jax.numpy_dtype_promotion("standard"):  # whole steps over fractions, as in optax
             since = count - begin
             past = jnp.maximum(since, 0)
-            # Rounded down as whole numbers: compiled, 47/47 is 47·(1/47) = 0.99999994, a step too late.
-            exponent = past // steps if staircase else past / steps
+            # Rounded down as whole numbers: compiled, 47/47 is 47·(1/47) = 0.99999994, a step too late. Then
+            # divided by 1, for the float dtype that the other quotient has, as in optax.
+            exponent = (past // steps) / 1 if staircase else past / steps
             value = jnp.where(since <= 0, init_value, init_value * factor**exponent)
             if end_value is not None:
                 lower, upper = jnp.maximum(value, end_value), jnp.minimum(value, end_value)

@@ -1,6 +1,6 @@
 """From a model, a loss and an optimizer to a trained network and a record of how it got there."""
 
-from nnkit.train.epochs import train_steps
+from nnkit.train.epochs import run_epoch, train_steps
 from nnkit.train.evaluate import evaluate, predict
 from nnkit.train.fit import fit
 from nnkit.train.runs import (
@@ -24,6 +24,7 @@ __all__ = [
     "read_config",
     "read_metrics",
     "read_result",
+    "run_epoch",
     "save_tree",
     "supervised",
     "train_steps",

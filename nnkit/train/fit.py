@@ -9,22 +9,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from nnkit.checks import check_key
-from nnkit.data import check_batch_size, shuffled_indices
-from nnkit.train.epochs import train_steps
+from nnkit.data import check_batch_size
+from nnkit.train.epochs import STEPS_PER_CALL, run_epoch
 from nnkit.train.evaluate import evaluate_arrays
 from nnkit.train.preflight import arrays_of, check_steps, checked_data, number_of_examples, whole
 from nnkit.train.progress import progress_bar
 from nnkit.types import Array, PyTree, Trainer, TrainState
 
 __all__ = ["fit"]
-
-STEPS_PER_CALL = 50
-"""Steps in one dispatch. Longer is not faster (measured), and the bar would move less often."""
-
-_shuffle = jax.jit(shuffled_indices, static_argnums=2)
 
 
 def fit(
@@ -105,40 +99,27 @@ def fit(
         )
     check_steps(trainer, ts, arrays, batch_size, tail)
     arrays, held_out = jax.tree.map(jnp.asarray, (arrays, held_out))
-    capacity = min(steps_per_call, full)
     history: list[dict[str, Any]] = []
     with progress_bar(progress, epochs=epochs, steps=steps, done=done, batch_size=batch_size) as bar:
         for epoch in range(done // steps, epochs):
             started = time.perf_counter()
-            order = _shuffle(ts.key, jnp.int32(epoch), n) if shuffle else jnp.arange(n, dtype=jnp.int32)
-            seen: list[tuple[int, int, dict[str, Array]]] = []
-            at = done % steps
-            while at < steps:
-                size, count = (batch_size, min(capacity, full - at)) if at < full else (tail, 1)
-                ts, metrics = train_steps(
-                    trainer,
-                    ts,
-                    arrays,
-                    order,
-                    jnp.int32(at * batch_size),
-                    jnp.int32(count),
-                    batch_size=size,
-                    capacity=capacity if at < full else 1,
-                )
-                seen.append((size, count, metrics))
-                at += count
-                if bar.watches_steps and len(seen) > 1:
-                    _advance(bar, seen[-2])  # the one before, so that the device is never idle
-            if bar.watches_steps:
-                _advance(bar, seen[-1])
-            row = {"epoch": epoch + 1, "step": int(ts.step), **_means(seen)}
+            ts, means = run_epoch(
+                trainer,
+                ts,
+                arrays,
+                batch_size=batch_size,
+                shuffle=shuffle,
+                drop_last=drop_last,
+                steps_per_call=steps_per_call,
+                on_chunk=bar.advance if bar.watches_steps else None,
+            )
+            row = {"epoch": epoch + 1, "step": int(ts.step), **means}
             if held_out is not None:
                 found = evaluate_arrays(trainer, ts, held_out)
                 row.update({f"val_{name}": value for name, value in found.items()})
             row["seconds"] = time.perf_counter() - started
             history.append(row)
             bar.epoch(row)
-            done = (epoch + 1) * steps
             if on_epoch is not None:
                 on_epoch(ts, row)
     return ts, history
@@ -164,24 +145,3 @@ def _start(trainer: Trainer, arrays: PyTree, key: Array | None, state: TrainStat
 def _init(trainer: Trainer, key: Array, x: PyTree) -> TrainState:
     # Initialisation op by op would compile some thirty small programs; jitted, it is one.
     return trainer.init(key, x)
-
-
-def _advance(bar: Any, chunk: tuple[int, int, dict[str, Array]]) -> None:
-    _, count, metrics = chunk
-    bar.advance(count, float(np.mean(np.asarray(metrics["loss"][:count]))))
-
-
-def _means(seen: list[tuple[int, int, dict[str, Array]]]) -> dict[str, float]:
-    """Means over examples: each step's metrics weigh as many as its batch had."""
-    fetched = jax.device_get([metrics for _, _, metrics in seen])
-    total = sum(size * count for size, count, _ in seen)
-    return {
-        name: float(
-            sum(
-                size * np.sum(metrics[name][:count], dtype=np.float64)
-                for (size, count, _), metrics in zip(seen, fetched, strict=True)
-            )
-            / total
-        )
-        for name in fetched[0]
-    }

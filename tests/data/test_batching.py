@@ -238,3 +238,11 @@ def test_one_pass_over_batches_ends(x, batch_size):
     iterator = data.batches(x, batch_size)
     assert sum(len(batch) for batch in iterator) == len(x)
     assert list(iterator) == []
+
+
+@pytest.mark.parametrize("n", [1, 2, 257, 2**16, 2**16 + 1])
+def test_both_ways_to_sort_give_the_order_of_the_random_words(n):
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(7), 0xFFFFFFFF), 3)
+    words = np.asarray(jax.random.bits(key, (n,), np.uint32))
+    order = np.asarray(data.shuffled_indices(jax.random.key(7), 3, n))
+    np.testing.assert_array_equal(order, np.argsort(words, kind="stable"))

@@ -284,7 +284,7 @@ BAD_X[3, 1] = np.nan
 def test_bad_input_is_refused_before_anything_is_computed(call, error, message, monkeypatch):
     computed = []
     module = sys.modules["nnkit.train.fit"]  # the package's own `fit` is the function
-    monkeypatch.setattr(module, "train_steps", lambda *a, **k: computed.append(1))
+    monkeypatch.setattr(module, "run_epoch", lambda *a, **k: computed.append(1))
     with pytest.raises(error, match=message):
         call()
     assert not computed
