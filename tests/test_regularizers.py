@@ -122,7 +122,7 @@ def test_a_stacked_population_is_penalised_as_its_members_are():
             ["batch_norm_0/bias", "conv_0/bias", "dense_0/bias"],
         ),
     ],
-    ids=str,
+    ids=["default", "expression", "subtree", "function", "tree", "tree_of_numpy"],
 )
 def test_masks_of_every_kind(params, mask, paths):
     leaves = tree.flatten(PARAMS)
