@@ -18,6 +18,9 @@ from benchmarks.task import VARIANTS, Arrays, Implementation, Task, mnist, rando
 from benchmarks.timing import Times, compare, interleaved
 from nnkit import data
 
+# Five libraries compile the same networks: minutes on two cores.
+pytestmark = pytest.mark.slow
+
 
 def names(*extra: str) -> list:
     """All peers as parameters; the forms that are not compared by default are slow."""
