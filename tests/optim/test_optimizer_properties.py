@@ -10,15 +10,11 @@ import numpy as np
 import pytest
 
 from nnkit import optim
-from tests.optim.oracle import parameters, scanned, smooth_gradients, trajectory
+from tests.optim.oracle import parameters, smooth_gradients, trajectory
 from tests.optim.traced import ROWS
 
 PLAIN = {name: row.make(**row.high) for name, row in ROWS.items()}
 PARAMS, GRADS = parameters(jnp.float32), smooth_gradients(jnp.float32, 12)
-
-
-def run(tx: Any) -> Any:
-    return scanned(tx, PARAMS, GRADS)
 
 
 def close(a: Any, b: Any, tolerance: float) -> None:
