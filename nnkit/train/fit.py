@@ -14,7 +14,14 @@ from nnkit.checks import check_key
 from nnkit.data import check_batch_size
 from nnkit.train.epochs import STEPS_PER_CALL, run_epoch
 from nnkit.train.evaluate import evaluate_arrays
-from nnkit.train.preflight import arrays_of, check_steps, checked_data, number_of_examples, whole
+from nnkit.train.preflight import (
+    arrays_of,
+    check_steps,
+    check_suited,
+    checked_data,
+    number_of_examples,
+    whole,
+)
 from nnkit.train.progress import progress_bar
 from nnkit.types import Array, PyTree, Trainer, TrainState
 
@@ -85,7 +92,7 @@ def fit(
     n = number_of_examples(arrays)
     check_batch_size(batch_size, n)
     ts = _start(trainer, arrays, key, state)
-    arrays = checked_data(trainer, ts, arrays, "the training data")
+    check_suited(trainer, ts, arrays, "the training data")
     held_out = None if validation is None else checked_data(trainer, ts, validation, "the validation data")
 
     full, tail = divmod(n, batch_size)

@@ -10,7 +10,16 @@ import numpy as np
 from nnkit.data import Splits, check_batch_size, check_data
 from nnkit.types import PyTree, Trainer, TrainState
 
-__all__ = ["check_steps", "checked_batch_size", "checked_data", "number_of_examples", "specs", "whole"]
+__all__ = [
+    "arrays_of",
+    "check_steps",
+    "check_suited",
+    "checked_batch_size",
+    "checked_data",
+    "number_of_examples",
+    "specs",
+    "whole",
+]
 
 RESERVED = frozenset({"epoch", "step", "seconds"})
 """What a row of the history has beside the metrics."""
@@ -19,12 +28,17 @@ RESERVED = frozenset({"epoch", "step", "seconds"})
 def checked_data(trainer: Trainer, ts: TrainState, data: Any, name: str) -> PyTree:
     """The arrays of ``data``, if they can be trained on and their targets suit the trainer's loss."""
     arrays = arrays_of(data, name)
+    check_suited(trainer, ts, arrays, name)
+    return arrays
+
+
+def check_suited(trainer: Trainer, ts: TrainState, arrays: PyTree, name: str) -> None:
+    """Calls the trainer's own check, and says of which data it speaks."""
     try:
         trainer.check(ts, arrays)
     except (TypeError, ValueError) as error:
         error.add_note(f"in {name}")
         raise
-    return arrays
 
 
 def arrays_of(data: Any, name: str) -> PyTree:
