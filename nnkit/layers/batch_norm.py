@@ -81,33 +81,60 @@ def batch_norm(
         shape, why = (x.shape[-1],), f"its input has shape {x.shape}"
         mean, var = (param("batch_norm", state, name, shape, why) for name in ("mean", "var"))
         wide = x.astype(mean.dtype)
-        if train:
-            n = x.size // max(x.shape[-1], 1)
-            if n <= 1:
-                raise LayerError(
-                    "batch_norm",
-                    f"got input of shape {x.shape} when train=True, one value per channel, whose "
-                    "variance is 0: pass a larger batch, or train=False",
-                )
-            running_mean, running_var = mean, var
-            axes = tuple(range(x.ndim - 1))
-            mean = jnp.mean(wide, axes)
-            centred = wide - mean
-            var = jnp.mean(jnp.square(centred), axes)
-            seen_mean, seen_var = jax.lax.stop_gradient((mean, var * (n / (n - 1)) if unbiased else var))
-            keep, take = (jnp.asarray(m, mean.dtype) for m in (momentum, 1 - momentum))
-            state = {
-                "mean": keep * running_mean + take * seen_mean,
-                "var": keep * running_var + take * seen_var,
-            }
-        else:
-            centred = wide - mean
-        factor = jax.lax.rsqrt(var + jnp.asarray(epsilon, var.dtype))
-        if use_scale:
-            factor = factor * param("batch_norm", params, "scale", shape, why)
-        y = centred * factor
-        if use_bias:
-            y = y + param("batch_norm", params, "bias", shape, why)
+        scale = param("batch_norm", params, "scale", shape, why) if use_scale else jnp.ones_like(mean)
+        bias = param("batch_norm", params, "bias", shape, why) if use_bias else jnp.zeros_like(mean)
+        eps = jnp.asarray(epsilon, mean.dtype)
+        if not train:
+            y = (wide - mean) * (jax.lax.rsqrt(var + eps) * scale) + bias
+            return y.astype(x.dtype), state
+        n = x.size // max(x.shape[-1], 1)
+        if n <= 1:
+            raise LayerError(
+                "batch_norm",
+                f"got input of shape {x.shape} when train=True, one value per channel, whose "
+                "variance is 0: pass a larger batch, or train=False",
+            )
+        y, *seen = _normalized(wide, scale, bias, eps)
+        seen_mean, seen_var = jax.lax.stop_gradient(seen)
+        keep, take = (jnp.asarray(m, mean.dtype) for m in (momentum, 1 - momentum))
+        state = {
+            "mean": keep * mean + take * seen_mean,
+            "var": keep * var + take * (seen_var * (n / (n - 1)) if unbiased else seen_var),
+        }
         return y.astype(x.dtype), state
 
     return Layer(init, apply, "batch_norm_")
+
+
+@jax.custom_jvp
+def _normalized(x: Array, scale: Array, bias: Array, epsilon: Array) -> tuple[Array, Array, Array]:
+    """x to mean bias and deviation scale in each channel, and the mean and variance that it had."""
+    axes = tuple(range(x.ndim - 1))
+    mean = jnp.mean(x, axes)
+    centred = x - mean
+    var = jnp.mean(jnp.square(centred), axes)
+    return centred * (jax.lax.rsqrt(var + epsilon) * scale) + bias, mean, var
+
+
+@_normalized.defjvp
+def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> Any:
+    """The derivative with its sums over the batch made once.
+
+    With x̂ the normalised x and a = scale/√(var + epsilon),
+    ``dy = a·dx + x̂·(dscale − a·mean(x̂·dx)) + (dbias − a·mean(dx))``. Backwards the two brackets are the
+    gradients of scale and bias, and that of x needs no other sums over the batch; what
+    differentiation makes of the formula of y has one more. Second derivatives go through mean and var,
+    which therefore have theirs.
+    """
+    x, scale, _, epsilon = primals
+    dx, dscale, dbias, depsilon = tangents
+    axes = tuple(range(x.ndim - 1))
+    y, mean, var = _normalized(*primals)
+    square = 1 / (var + epsilon)
+    root = jax.lax.rsqrt(var + epsilon)
+    normal = (x - mean) * root
+    a = scale * root
+    mean_dx, mean_ndx = jnp.mean(dx, axes), jnp.mean(normal * dx, axes)
+    dscale = dscale - a * mean_ndx - scale * square * depsilon / 2
+    dy = a * dx + normal * dscale + (dbias - a * mean_dx)
+    return (y, mean, var), (dy, mean_dx, 2 * mean_ndx / root)

@@ -67,6 +67,34 @@ def test_gradients_equal_pytorch():
     np.testing.assert_allclose(grads["bias"], theirs.bias.grad, rtol=1e-5, atol=1e-5)
 
 
+def test_derivatives_are_those_of_the_formula():
+    """First and second, forward and reverse, by every argument: the layer has a rule of its own."""
+
+    def formula(x, scale, bias, epsilon):
+        mean = jnp.mean(x, (0, 1))
+        return (x - mean) / jnp.sqrt(jnp.mean((x - mean) ** 2, (0, 1)) + epsilon) * scale + bias
+
+    def layer(x, scale, bias, epsilon):
+        bn = layers.batch_norm(epsilon=epsilon)
+        params, state = {"scale": scale, "bias": bias}, {"mean": jnp.zeros(3), "var": jnp.ones(3)}
+        return bn.apply(params, state, x, train=True)[0]
+
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        args = [jnp.asarray(a) for a in (rng.normal(2, 3, (4, 2, 3)), *rng.normal(1, 1, (2, 3)), 0.3)]
+        weights = jnp.asarray(rng.normal(size=(4, 2, 3)))
+        for of in (
+            lambda f: jax.jacrev(f, range(4)),
+            lambda f: jax.jacfwd(f, range(4)),
+            lambda f: jax.hessian(lambda *a: jnp.sum(weights * f(*a)), range(4)),
+            lambda f: jax.jacrev(jax.jacrev(lambda *a: jnp.sum(weights * f(*a)), range(4)), range(4)),
+        ):
+            for got, want in zip(
+                jax.tree.leaves(of(layer)(*args)), jax.tree.leaves(of(formula)(*args)), strict=True
+            ):
+                np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-13)
+
+
 def test_no_digits_are_lost_where_the_mean_is_large():
     """At mean 1e4 and spread 1 the one-pass variance E[x²] - m² has nothing left in float32."""
     x = jnp.asarray(RNG.normal(1e4, 1, (512, 1)), jnp.float32)
