@@ -123,17 +123,18 @@ def compare(times: Mapping[str, Times], ours: str = "nnkit") -> list[Comparison]
     ]
 
 
-def table(rows: Sequence[Comparison]) -> str:
-    """The rows as text.
+def table(rows: Sequence[Comparison], per_second: float = 1.0, unit: str = "s") -> str:
+    """The rows as text, times in ``unit``, of which a second has ``per_second``.
 
     >>> print(table([Comparison("nnkit", 0.5, 0.4, 0.75, 2.0, 1.5, 1.25)]))
                            median s   min s   max s  compile s   gain  paired
     nnkit                     0.500   0.400   0.750       2.00   1.50    1.25
     """
     widths = (20, 10, 7, 7, 10, 6, 7)
-    lines: list[tuple[str, ...]] = [("", "median s", "min s", "max s", "compile s", "gain", "paired")]
+    heads = ("", f"median {unit}", f"min {unit}", f"max {unit}", "compile s", "gain", "paired")
+    lines: list[tuple[str, ...]] = [heads]
     for r in rows:
-        seconds = (f"{x:.3f}" for x in (r.median, r.fastest, r.slowest))
+        seconds = (f"{x * per_second:.3f}" for x in (r.median, r.fastest, r.slowest))
         lines.append((r.name, *seconds, f"{r.compile:.2f}", f"{r.gain:.2f}", f"{r.paired:.2f}"))
     return "\n".join(
         " ".join(

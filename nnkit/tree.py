@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from nnkit.packing import unpack
 from nnkit.types import PyTree
 
 __all__ = [
@@ -47,7 +48,7 @@ def flatten(tree: PyTree) -> dict[str, Any]:
     >>> flatten({"dense_0": {"kernel": 1, "bias": 2}})
     {'dense_0/bias': 2, 'dense_0/kernel': 1}
     """
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    leaves = jax.tree_util.tree_leaves_with_path(unpack(tree))
     flat = {path_str(path): leaf for path, leaf in leaves}
     if len(flat) < len(leaves):
         paths = [path_str(path) for path, _ in leaves]

@@ -1,8 +1,51 @@
 """Optimizers: pure transformations of gradients in optax's protocol, under optax's names."""
 
+from nnkit.optim.accumulate import (
+    MultiSteps,
+    MultiStepsState,
+    ShouldSkipUpdateFunction,
+    skip_large_updates,
+    skip_not_finite,
+)
+from nnkit.optim.adadelta import ScaleByAdaDeltaState, adadelta, scale_by_adadelta
 from nnkit.optim.adagrad import ScaleByRssState, adagrad, scale_by_rss
 from nnkit.optim.adam import ScaleByAdamState, adam, adamw, scale_by_adam
-from nnkit.optim.combine import chain
+from nnkit.optim.adamax import adamax, adamaxw, scale_by_adamax
+from nnkit.optim.amsgrad import ScaleByAmsgradState, amsgrad, scale_by_amsgrad
+from nnkit.optim.averaging import EmaState, ema, incremental_update, periodic_update
+from nnkit.optim.clip import (
+    adaptive_grad_clip,
+    centralize,
+    clip,
+    clip_by_block_rms,
+    clip_by_global_norm,
+    global_norm,
+)
+from nnkit.optim.combine import chain, named_chain
+from nnkit.optim.conditional import (
+    ApplyIfFiniteState,
+    ZeroNansState,
+    apply_if_finite,
+    set_to_zero,
+    zero_nans,
+)
+from nnkit.optim.hyperparams import (
+    InjectStatefulHyperparamsState,
+    WrappedScheduleState,
+    inject_hyperparams,
+    set_hyperparams,
+)
+from nnkit.optim.lamb import lamb, scale_by_trust_ratio
+from nnkit.optim.lion import ScaleByLionState, lion, scale_by_lion
+from nnkit.optim.lookahead import LookaheadParams, LookaheadState, lookahead
+from nnkit.optim.masking import MaskedNode, MaskedState, PartitionState, masked, partition
+from nnkit.optim.matrices import MuonDimensionNumbers
+from nnkit.optim.muon import MuonState, muon, scale_by_muon, scale_by_shape
+from nnkit.optim.nadam import ScaleByNadamState, nadam, nadamw, scale_by_nadam
+from nnkit.optim.newton_schulz import orthogonalize_via_newton_schulz
+from nnkit.optim.plateau import ReduceLROnPlateauState, reduce_on_plateau, report
+from nnkit.optim.radam import radam, scale_by_radam
+from nnkit.optim.rates import learning_rate
 from nnkit.optim.rmsprop import (
     ScaleByRmsState,
     ScaleByRmsWithCountState,
@@ -12,7 +55,26 @@ from nnkit.optim.rmsprop import (
     scale_by_rms,
     scale_by_stddev,
 )
-from nnkit.optim.schedules import constant_schedule, exponential_decay
+from nnkit.optim.schedules import (
+    constant_schedule,
+    cosine_decay_schedule,
+    cosine_onecycle_schedule,
+    cyclic_triangular_schedule,
+    exponential_decay,
+    inverse_square_root_schedule,
+    join_schedules,
+    linear_onecycle_schedule,
+    linear_schedule,
+    multi_step_decay,
+    piecewise_constant_schedule,
+    piecewise_interpolate_schedule,
+    polynomial_schedule,
+    sgdr_schedule,
+    step_decay,
+    warmup_constant_schedule,
+    warmup_cosine_decay_schedule,
+    warmup_exponential_decay_schedule,
+)
 from nnkit.optim.sgd import TraceState, look_ahead, momentum, nesterov, sgd, trace
 from nnkit.optim.transform import (
     EmptyState,
@@ -28,37 +90,116 @@ from nnkit.optim.update import apply_updates
 from nnkit.types import GradientTransformation
 
 __all__ = [
+    "ApplyIfFiniteState",
+    "EmaState",
     "EmptyState",
     "GradientTransformation",
+    "InjectStatefulHyperparamsState",
+    "LookaheadParams",
+    "LookaheadState",
+    "MaskedNode",
+    "MaskedState",
+    "MultiSteps",
+    "MultiStepsState",
+    "MuonDimensionNumbers",
+    "MuonState",
+    "PartitionState",
+    "ReduceLROnPlateauState",
+    "ScaleByAdaDeltaState",
     "ScaleByAdamState",
+    "ScaleByAmsgradState",
+    "ScaleByLionState",
+    "ScaleByNadamState",
     "ScaleByRStdDevState",
     "ScaleByRStdDevWithCountState",
     "ScaleByRmsState",
     "ScaleByRmsWithCountState",
     "ScaleByRssState",
     "ScaleByScheduleState",
+    "ShouldSkipUpdateFunction",
     "TraceState",
     "WeightDecaySchedule",
+    "WrappedScheduleState",
+    "ZeroNansState",
+    "adadelta",
     "adagrad",
     "adam",
+    "adamax",
+    "adamaxw",
     "adamw",
+    "adaptive_grad_clip",
     "add_decayed_weights",
+    "amsgrad",
+    "apply_if_finite",
     "apply_updates",
+    "centralize",
     "chain",
+    "clip",
+    "clip_by_block_rms",
+    "clip_by_global_norm",
     "constant_schedule",
+    "cosine_decay_schedule",
+    "cosine_onecycle_schedule",
+    "cyclic_triangular_schedule",
+    "ema",
     "exponential_decay",
+    "global_norm",
     "identity",
+    "incremental_update",
+    "inject_hyperparams",
+    "inverse_square_root_schedule",
+    "join_schedules",
+    "lamb",
+    "learning_rate",
+    "linear_onecycle_schedule",
+    "linear_schedule",
+    "lion",
     "look_ahead",
+    "lookahead",
+    "masked",
     "momentum",
+    "multi_step_decay",
+    "muon",
+    "nadam",
+    "nadamw",
+    "named_chain",
     "nesterov",
+    "orthogonalize_via_newton_schulz",
+    "partition",
+    "periodic_update",
+    "piecewise_constant_schedule",
+    "piecewise_interpolate_schedule",
+    "polynomial_schedule",
+    "radam",
+    "reduce_on_plateau",
+    "report",
     "rmsprop",
     "scale",
+    "scale_by_adadelta",
     "scale_by_adam",
+    "scale_by_adamax",
+    "scale_by_amsgrad",
     "scale_by_learning_rate",
+    "scale_by_lion",
+    "scale_by_muon",
+    "scale_by_nadam",
+    "scale_by_radam",
     "scale_by_rms",
     "scale_by_rss",
     "scale_by_schedule",
+    "scale_by_shape",
     "scale_by_stddev",
+    "scale_by_trust_ratio",
+    "set_hyperparams",
+    "set_to_zero",
     "sgd",
+    "sgdr_schedule",
+    "skip_large_updates",
+    "skip_not_finite",
+    "step_decay",
     "trace",
+    "warmup_constant_schedule",
+    "warmup_cosine_decay_schedule",
+    "warmup_exponential_decay_schedule",
+    "zero_nans",
 ]

@@ -23,7 +23,17 @@ from nnkit.optim.scalars import (
 from nnkit.optim.transform import add_decayed_weights, scale_by_learning_rate
 from nnkit.types import GradientTransformation, PyTree, ScalarOrSchedule
 
-__all__ = ["ScaleByAdamState", "adam", "adamw", "scale_by_adam"]
+__all__ = [
+    "ScaleByAdamState",
+    "adam",
+    "adamw",
+    "check_averages",
+    "check_weight_decay",
+    "divided",
+    "mean_square",
+    "scale_by_adam",
+    "widened",
+]
 
 
 class ScaleByAdamState(NamedTuple):
@@ -49,6 +59,7 @@ def scale_by_adam(
     *,
     nesterov: bool = False,
     bias_correction: bool = True,
+    nu_dtype: Any = None,
 ) -> GradientTransformation:
     """Adam without its learning rate (optax's ``scale_by_adam``).
 
@@ -56,7 +67,7 @@ def scale_by_adam(
 
     Raises:
       ValueError: for b1 or b2 outside [0, 1), for a negative eps or eps_root.
-      TypeError: for a mu_dtype that is not floating-point.
+      TypeError: for a mu_dtype or nu_dtype that is not floating-point.
 
     >>> tx = optim.scale_by_adam(b1=0.5, b2=0.75, eps=0.0)
     >>> state = tx.init({"w": jnp.array(0.0)})
@@ -66,15 +77,14 @@ def scale_by_adam(
     1.0 2.0 4.0
     0.0 0.0 4.0
     """
-    why = "it is the decay of an average"
-    b1, b2 = as_scalar(b1, "b1", "[0, 1)", why), as_scalar(b2, "b2", "[0, 1)", why)
-    eps, eps_root = as_scalar(eps, "eps", "[0, inf)"), as_scalar(eps_root, "eps_root", "[0, inf)")
-    mu_dtype = check_dtype(mu_dtype, "mu_dtype")
+    b1, b2, eps, eps_root = check_averages(b1, b2, eps, eps_root)
+    mu_dtype, nu_dtype = check_dtype(mu_dtype, "mu_dtype"), check_dtype(nu_dtype, "nu_dtype")
 
     def init(params: PyTree) -> ScaleByAdamState:
         check_params("scale_by_adam", params)
         zero = jnp.zeros([], jnp.int32)
-        return ScaleByAdamState(count=zero, mu=filled(params, dtype=mu_dtype), nu=filled(params))
+        mu, nu = filled(params, dtype=mu_dtype), filled(params, dtype=nu_dtype)
+        return ScaleByAdamState(count=zero, mu=mu, nu=nu)
 
     def update(
         updates: PyTree, state: PyTree, params: PyTree | None = None, **_: Any
@@ -86,19 +96,17 @@ def scale_by_adam(
         mu_hat, next_mu_hat, nu_hat = hat(b1, count), hat(b1, increment(count)), hat(b2, count)
 
         def leaf(g: Array, mu: Array, nu: Array) -> tuple[Array, Array, Array]:
-            out = nu.dtype
+            g, out = widened(g, nu, nu_dtype)
             mu = (1 - b1) * g + b1 * mu
-            nu = (1 - b2) * abs_sq(g) + b2 * nu
+            nu = mean_square(g, nu, b2)
             root = jnp.sqrt(nu_hat(nu) + eps_root) + eps
             if nesterov:
-                step = b1 * next_mu_hat(mu) + (1 - b1) * mu_hat(g)
-            elif bias_correction and jnp.finfo(mu.dtype).bits >= 32:
-                # mu / weight / root with the denominators multiplied first: one division less, and what
-                # XLA makes of optax's two. In 16 bits, where XLA does not, each rounding shows.
-                step, root = mu, weight.astype(mu.dtype) * root
+                step = quotient(b1 * next_mu_hat(mu) + (1 - b1) * mu_hat(g), root, eps, eps_root)
+            elif bias_correction:
+                step = divided(mu, weight, root, eps, eps_root)
             else:
-                step = mu_hat(mu)
-            return quotient(step, root, eps, eps_root).astype(out), mu, nu
+                step = quotient(mu, root, eps, eps_root)
+            return step.astype(out), mu, nu
 
         averages = {"mu": state.mu, "nu": state.nu}
         updates, mu, nu = leafwise("scale_by_adam", leaf, {"updates": updates}, states=averages)
@@ -117,6 +125,7 @@ def adam(
     *,
     nesterov: bool = False,
     bias_correction: bool = True,
+    nu_dtype: Any = None,
 ) -> GradientTransformation:
     """Adam (optax's ``adam``, the same as PyTorch's ``Adam``).
 
@@ -137,10 +146,13 @@ def adam(
       nesterov: Dozat's NAdam, ``m̂ = b1·m / (1 − b1ᵗ⁺¹) + (1 − b1)·g / (1 − b1ᵗ)``.
       bias_correction: whether to divide by 1 − bᵗ. ``adam(rate, eps=0.0, bias_correction=False)`` is the
         form of the lecture.
+      nu_dtype: the dtype of v; the parameter's by default. With float32 on bfloat16 parameters all is
+        computed in float32 and so is the update, so that nothing is rounded before it reaches the
+        parameters. (With mu_dtype alone the update is rounded to the parameter's dtype.)
 
     Raises:
       ValueError: for a negative rate, eps or eps_root, for b1 or b2 outside [0, 1).
-      TypeError: for a mu_dtype that is not floating-point; in use, for parameters that are not.
+      TypeError: for a mu_dtype or nu_dtype that is not floating-point; in use, for parameters that are not.
 
     Kingma and Ba, 2014, https://arxiv.org/abs/1412.6980; Dozat, 2016,
     https://openreview.net/pdf?id=OM0jvwB8jIp57ZJjtNEZ.
@@ -161,7 +173,16 @@ def adam(
     """
     check_learning_rate(learning_rate)
     return chain(
-        scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov, bias_correction=bias_correction),
+        scale_by_adam(
+            b1,
+            b2,
+            eps,
+            eps_root,
+            mu_dtype,
+            nesterov=nesterov,
+            bias_correction=bias_correction,
+            nu_dtype=nu_dtype,
+        ),
         scale_by_learning_rate(learning_rate),
     )
 
@@ -177,6 +198,7 @@ def adamw(
     mask: PyTree | Callable[[PyTree], PyTree] | None = None,
     *,
     nesterov: bool = False,
+    nu_dtype: Any = None,
 ) -> GradientTransformation:
     """Adam with decoupled weight decay (optax's ``adamw``; PyTorch's ``AdamW`` with weight_decay=0.01).
 
@@ -189,7 +211,7 @@ def adamw(
 
     Args:
       learning_rate: η, a number or a schedule.
-      b1, b2, eps, eps_root, mu_dtype, nesterov: see :func:`adam`.
+      b1, b2, eps, eps_root, mu_dtype, nesterov, nu_dtype: see :func:`adam`.
       weight_decay: λ, a number or a schedule. It is multiplied by the learning rate, as in PyTorch.
       mask: which parameters decay, see :func:`add_decayed_weights`.
 
@@ -208,10 +230,53 @@ def adamw(
     (-0.2, -0.1)
     """
     check_learning_rate(learning_rate)
-    if not callable(weight_decay):
-        weight_decay = as_scalar(weight_decay, "weight_decay", "[0, inf)")
+    weight_decay = check_weight_decay(weight_decay)
     return chain(
-        scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov),
+        scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov, nu_dtype=nu_dtype),
         add_decayed_weights(weight_decay, mask),
         scale_by_learning_rate(learning_rate),
     )
+
+
+def check_averages(b1: Any, b2: Any, eps: Any = 0.0, eps_root: Any = 0.0) -> tuple[Any, Any, Any, Any]:
+    """The numbers that Adam and its relatives share, each in its range."""
+    why = "it is the decay of an average"
+    return (
+        as_scalar(b1, "b1", "[0, 1)", why),
+        as_scalar(b2, "b2", "[0, 1)", why),
+        as_scalar(eps, "eps", "[0, inf)"),
+        as_scalar(eps_root, "eps_root", "[0, inf)"),
+    )
+
+
+def check_weight_decay(value: Any) -> Any:
+    """A decoupled weight decay: a schedule as it is, a number in [0, inf)."""
+    return value if callable(value) else as_scalar(value, "weight_decay", "[0, inf)")
+
+
+def widened(g: Array, nu: Array, nu_dtype: Any) -> tuple[Array, Any]:
+    """The gradient in the dtype to compute in, and the dtype of the update.
+
+    Squares and sums are taken in the wider of the gradient's dtype and an explicit nu_dtype: g² of a
+    bfloat16 g has lost half of what a float32 average could hold.
+    """
+    if nu_dtype is None:
+        return g, nu.dtype
+    g = g.astype(jnp.promote_types(g.dtype, nu_dtype))
+    return g, g.dtype
+
+
+def mean_square(g: Array, nu: Array, b2: Scalar) -> Array:
+    """``(1 − b2)·|g|² + b2·ν``; real for a real ν, which an explicit nu_dtype may make it."""
+    square = abs_sq(g) if jnp.iscomplexobj(nu) else abs_sq(g).real
+    return (1 - b2) * square + b2 * nu
+
+
+def divided(mu: Array, weight: Array, root: Array, *added: Scalar) -> Array:
+    """``mu / weight / root``, and 0 where that is 0/0; ``added`` as for :func:`quotient`."""
+    weight = weight.astype(mu.dtype)
+    if jnp.finfo(mu.dtype).bits >= 32:
+        # The denominators multiplied first: one division less, and what XLA makes of optax's two. In 16
+        # bits, where XLA does not, each rounding shows.
+        return quotient(mu, weight * root, *added)
+    return quotient(mu / weight, root, *added)

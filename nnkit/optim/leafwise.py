@@ -1,7 +1,8 @@
 """The one place where an optimizer walks over trees.
 
 Every optimizer here is a function of one parameter's arrays, ``leaf(gradient, *states) ->
-(update, *states)``. :func:`leafwise` maps it, and is where mismatched trees are found and named.
+(update, *states)``. :func:`leafwise` maps it, and is where mismatched trees are found and named, and
+where the many small leaves of a large tree are gone through as one buffer (:mod:`nnkit.packing`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from nnkit import tree
+from nnkit import packing, tree
 from nnkit.types import PyTree
 
 __all__ = ["abs_sq", "check_params", "check_state", "filled", "leafwise"]
@@ -50,8 +51,34 @@ def leafwise(
     >>> leafwise("here", lambda u, s: (-u, s + u), *trees)
     ({'w': Array([-1., -1.], dtype=float32)}, {'w': Array([2., 2.], dtype=float32)})
     """
+    reads = {n: packing.unpack(r) for n, r in (reads or {}).items()}
+    states = states or {}
+    layouts = {s.layout for s in states.values() if isinstance(s, packing.Packed)}
+    if not layouts:
+        return _by_leaf(where, leaf, updates, reads, states, none)
+    layout, [(name, tree_of_updates)] = layouts.pop(), updates.items()
+    together = not layouts and all(isinstance(s, packing.Packed) for s in states.values())
+    if together and not reads and packing.fits(tree_of_updates, layout):
+        parts = {n: s.parts for n, s in states.items()}
+        inputs = {name: packing.pack(tree_of_updates, layout).parts}
+        result, *new = _by_leaf(where, leaf, inputs, {}, parts, none)
+        result = jax.lax.optimization_barrier(result)
+        return packing.unpack(packing.Packed(result, layout)), *(packing.Packed(s, layout) for s in new)
+    plain = {n: packing.unpack(s) for n, s in states.items()}
+    result, *new = _by_leaf(where, leaf, updates, reads, plain, none)
+    return result, *(packing.packed_like(s, old) for s, old in zip(new, states.values(), strict=True))
+
+
+def _by_leaf(
+    where: str,
+    leaf: Callable[..., tuple[Any, ...]],
+    updates: dict[str, PyTree],
+    reads: dict[str, PyTree],
+    states: dict[str, PyTree],
+    none: bool,
+) -> tuple[Any, ...]:
+    """:func:`leafwise` over trees as they are."""
     [(first, tree_of_updates)] = updates.items()
-    reads, states = reads or {}, states or {}
     leaves, structure = jax.tree.flatten(tree_of_updates, is_leaf=_is_none)
     columns = [leaves]
     for name, other in (*reads.items(), *states.items()):
@@ -93,9 +120,14 @@ def abs_sq(x: Array) -> Array:
 def filled(params: PyTree, value: Any = 0.0, dtype: Any = None) -> PyTree:
     """A tree like ``params`` of the one ``value``; ``dtype`` is each parameter's own by default.
 
+    Where ``params`` has many small leaves the result is :class:`nnkit.packing.Packed`.
+
     >>> filled({"w": jnp.ones(2, jnp.bfloat16)}, 0.5)
     {'w': Array([0.5, 0.5], dtype=bfloat16)}
     """
+    layout = packing.plan(params)
+    if layout is not None:
+        params = packing.pack(params, layout)
     return jax.tree.map(lambda x: jnp.full_like(x, value, dtype=dtype), params)
 
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array
 
 from nnkit.checks import is_static_number
 from nnkit.optim.leafwise import check_params, check_state, leafwise
+from nnkit.optim.note import attach, with_note
 from nnkit.optim.scalars import Scalar, as_scalar, check_learning_rate, increment
 from nnkit.types import GradientTransformation, PyTree, ScalarOrSchedule, Schedule
 
 __all__ = [
     "EmptyState",
+    "Rate",
     "ScaleByScheduleState",
     "WeightDecaySchedule",
     "add_decayed_weights",
@@ -24,13 +28,16 @@ __all__ = [
     "scale",
     "scale_by_learning_rate",
     "scale_by_schedule",
+    "schedule_at",
 ]
 
 
+@with_note
 class EmptyState(NamedTuple):
     """The state of a transformation that remembers nothing."""
 
 
+@with_note
 class ScaleByScheduleState(NamedTuple):
     """How many updates a schedule has seen: count, an int32 scalar."""
 
@@ -41,6 +48,17 @@ class WeightDecaySchedule(NamedTuple):
     """How many updates a schedule of the weight decay has seen: count, an int32 scalar."""
 
     count: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """The note of a state whose transformation multiplies by a learning rate.
+
+    Attributes:
+      of: the rate from the state; None from it where the rate was traced and so is not known.
+    """
+
+    of: Callable[[Any], Any]
 
 
 def identity() -> GradientTransformation:
@@ -146,8 +164,24 @@ def scale_by_learning_rate(
         return identity()
     sign = -1 if flip_sign else 1
     if callable(learning_rate):
-        return scale_by_schedule(lambda step: sign * _value(learning_rate, step))
-    return scale(sign * check_learning_rate(learning_rate))
+        inner = scale_by_schedule(lambda step: sign * _value(learning_rate, step))
+        rate = Rate(lambda state: schedule_at(learning_rate, state.count))
+    else:
+        value = check_learning_rate(learning_rate)
+        inner = scale(sign * value)
+        known = None if isinstance(value, Tracer) else value
+        rate = Rate(lambda _: known)
+
+    def init(params: PyTree) -> PyTree:
+        return attach(inner.init(params), rate)
+
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree | None = None, **_: Any
+    ) -> tuple[PyTree, PyTree]:
+        updates, state = inner.update(updates, state, params)
+        return updates, attach(state, rate)
+
+    return GradientTransformation(init, update)
 
 
 def add_decayed_weights(
@@ -203,7 +237,7 @@ def add_decayed_weights(
         def leaf(u: Array, p: Any) -> tuple[Array]:
             if p is None:
                 return (u,)
-            return ((u + factor * p).astype(p.dtype),)
+            return ((u + factor * p).astype(jnp.promote_types(u.dtype, p.dtype)),)
 
         selected = {"params": _selected(params, mask)}
         return leafwise("add_decayed_weights", leaf, {"updates": updates}, selected)[0], state
@@ -219,6 +253,13 @@ def _value(schedule: Any, count: Array) -> Array:
     if jnp.shape(value) != ():
         raise ValueError(f"a schedule must return one number, this one returned shape {jnp.shape(value)}")
     return jnp.asarray(value)
+
+
+def schedule_at(schedule: Any, count: Array) -> Array:
+    """The schedule's value at a count, or at every count of a mapped state."""
+    if jnp.ndim(count) == 0:
+        return _value(schedule, count)
+    return jax.vmap(lambda c: schedule_at(schedule, c))(count)
 
 
 def _selected(params: PyTree, mask: PyTree | Callable[[PyTree], PyTree] | None) -> PyTree:

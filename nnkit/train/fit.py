@@ -12,10 +12,12 @@ import jax.numpy as jnp
 
 from nnkit.checks import check_key
 from nnkit.data import check_batch_size
+from nnkit.optim import report
 from nnkit.train.epochs import STEPS_PER_CALL, run_epoch
 from nnkit.train.evaluate import evaluate_arrays
 from nnkit.train.preflight import (
     arrays_of,
+    check_monitored,
     check_steps,
     check_suited,
     checked_data,
@@ -61,7 +63,8 @@ def fit(
         of how many epochs are done, which presumes the same data and batch size: for a new run from
         old parameters pass ``state._replace(step=jnp.int32(0))``.
       batch_size: examples in a step.
-      validation: data on which the metrics are computed after each epoch, as ``val_...``.
+      validation: data on which the metrics are computed after each epoch, as ``val_...``. An optimizer
+        with ``optim.reduce_on_plateau(monitor="val_loss")`` is told each epoch's metrics.
       shuffle: whether each epoch has an order of its own.
       drop_last: whether to leave out a last batch that is not full.
       steps_per_call: steps in one dispatch.
@@ -105,6 +108,7 @@ def fit(
             f"{done / steps:g} epochs; epochs counts those too"
         )
     check_steps(trainer, ts, arrays, batch_size, tail)
+    check_monitored(trainer, ts, arrays, batch_size, held_out)
     arrays, held_out = jax.tree.map(jnp.asarray, (arrays, held_out))
     history: list[dict[str, Any]] = []
     with progress_bar(progress, epochs=epochs, steps=steps, done=done, batch_size=batch_size) as bar:
@@ -124,6 +128,8 @@ def fit(
             if held_out is not None:
                 found = evaluate_arrays(trainer, ts, held_out)
                 row.update({f"val_{name}": value for name, value in found.items()})
+            metrics = {name: value for name, value in row.items() if name not in ("epoch", "step")}
+            ts = ts._replace(opt_state=report(ts.opt_state, metrics))
             row["seconds"] = time.perf_counter() - started
             history.append(row)
             bar.epoch(row)

@@ -8,10 +8,12 @@ import jax
 import numpy as np
 
 from nnkit.data import Splits, check_batch_size, check_data
+from nnkit.optim import report
 from nnkit.types import PyTree, Trainer, TrainState
 
 __all__ = [
     "arrays_of",
+    "check_monitored",
     "check_steps",
     "check_suited",
     "checked_batch_size",
@@ -101,6 +103,17 @@ def check_steps(trainer: Trainer, ts: TrainState, arrays: PyTree, batch_size: in
                 "drop_last=True to leave it out, or another batch_size"
             )
             raise
+
+
+def check_monitored(
+    trainer: Trainer, ts: TrainState, arrays: PyTree, batch_size: int, held_out: PyTree | None
+) -> None:
+    """Tries a report of the metrics that an epoch will have, so that a plateau's monitor is found now."""
+    _, metrics = jax.eval_shape(trainer.step, ts, specs(arrays, batch_size))
+    if held_out is not None:
+        found = jax.eval_shape(trainer.evaluate, ts, specs(held_out, 1))
+        metrics = metrics | {f"val_{name}": value for name, value in found.items()}
+    jax.eval_shape(report, ts.opt_state, metrics)
 
 
 def _check_metrics(metrics: Any) -> None:

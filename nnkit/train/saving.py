@@ -21,8 +21,9 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from nnkit.packing import packed_like, unpack
 from nnkit.train.files import write_atomically
-from nnkit.tree import path_str
+from nnkit.tree import flatten
 from nnkit.types import PyTree
 
 __all__ = ["DamagedFileError", "load_tree", "save_tree"]
@@ -58,7 +59,7 @@ def save_tree(path: str | os.PathLike[str], tree: PyTree) -> None:
     ...     load_tree(f"{folder}/a.npz")
     {'dense_0': {'bias': Array([1., 1.], dtype=float32)}, 'epoch': 3}
     """
-    leaves = _leaves_by_path(tree)
+    leaves = flatten(tree)
     entries = {name: _describe(name, leaf) for name, leaf in leaves.items()}
     for name, leaf in leaves.items():
         if isinstance(leaf, jax.Array) and leaf.is_deleted():
@@ -94,7 +95,7 @@ def load_tree(path: str | os.PathLike[str], like: PyTree | None = None) -> PyTre
     (array([1., 2.], dtype=float32), None, {})
     """
     where = str(path)
-    wanted = None if like is None else _leaves_by_path(like)
+    wanted = None if like is None else flatten(like)
     try:
         with open(path, "rb") as file:
             archive, entries = _open(where, file)
@@ -110,17 +111,7 @@ def load_tree(path: str | os.PathLike[str], like: PyTree | None = None) -> PyTre
         ) from None
     if like is None:
         return _nested(where, leaves)
-    return jax.tree.unflatten(jax.tree.structure(like), list(leaves.values()))
-
-
-def _leaves_by_path(tree: PyTree) -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for key_path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        # nnkit.tree.flatten would let the last one win.
-        if (name := path_str(key_path)) in leaves:
-            raise ValueError(f"two leaves of the tree have the path {name!r}: use names without '/'")
-        leaves[name] = leaf
-    return leaves
+    return packed_like(jax.tree.unflatten(jax.tree.structure(unpack(like)), list(leaves.values())), like)
 
 
 def _describe(name: str, leaf: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 from nnkit.checks import check_key
 from nnkit.losses import check_targets
 from nnkit.optim import apply_updates
+from nnkit.optim.combine import tolerant
 from nnkit.train.preflight import specs
 from nnkit.types import (
     Array,
@@ -60,7 +61,8 @@ def trainer(
     Args:
       model_or_objective: a layer, or an objective.
       loss: one value for each example; only with a layer.
-      optimizer: nnkit's or optax's.
+      optimizer: nnkit's or optax's. An update that takes them gets the loss as ``value``, the gradients
+        as ``grad`` and the loss as a function of the parameters as ``value_fn``.
       init: makes the parameters and state of an objective, ``model.init`` for instance.
       metrics: by name, further functions of (predictions, targets) with one value for each
         example; only with a layer. An objective returns its own.
@@ -180,6 +182,8 @@ def _check_columns(predictions: Any, targets: Any) -> None:
 
 
 def _trainer(objective: Objective, optimizer: GradientTransformation, init_params: InitFn) -> Trainer:
+    optimizer = tolerant("the optimizer", optimizer)
+
     def init(key: Array, x: Spec, /) -> TrainState:
         check_key(key, "trainer.init")
         params_key, run_key = jax.random.split(key)
@@ -195,7 +199,14 @@ def _trainer(objective: Objective, optimizer: GradientTransformation, init_param
 
         (value, (state, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(ts.params)
         _check_state(ts.state, state)
-        updates, opt_state = optimizer.update(grads, ts.opt_state, ts.params)
+        updates, opt_state = optimizer.update(
+            grads,
+            ts.opt_state,
+            ts.params,
+            value=value,
+            grad=grads,
+            value_fn=lambda params: loss(params)[0],
+        )
         params = apply_updates(ts.params, updates)
         return TrainState(params, state, opt_state, ts.key, ts.step + 1), {"loss": value, **metrics}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import OrderedDict
 from typing import Any
 
 import jax
@@ -12,6 +14,7 @@ import pytest
 
 from nnkit import optim
 from tests.optim.oracle import (
+    check_against_optax,
     optax_jit,
     parameters,
     smooth_gradients,
@@ -161,3 +164,101 @@ def test_a_state_of_optax_continues_here() -> None:
     updates, new = jax.jit(ours.update)(GRADS, state, PARAMS)
     assert ulps(updates, expected) <= 5  # one leaf: optax's two divisions are reciprocals then
     assert jax.tree.structure(new) == jax.tree.structure(state)
+
+
+def _named(m: Any) -> Any:
+    """The names are not in the alphabet's order, which a plain dict's leaves would have."""
+    return m.named_chain(
+        ("zeta", m.ema(0.5)), ("decay", m.add_decayed_weights(0.1)), ("alpha", m.scale(-0.1))
+    )
+
+
+def test_named_chains_are_optax() -> None:
+    params, grads = parameters(jnp.float32), smooth_gradients(jnp.float32, 20)
+    check_against_optax(_named(optim), _named(optax), jnp.float32, steps=20)
+    ours, _ = trajectory(_named(optim), optim.apply_updates, params, grads, optax_jit)
+    chain = optim.chain(optim.ema(0.5), optim.add_decayed_weights(0.1), optim.scale(-0.1))
+    plain, _ = trajectory(chain, optim.apply_updates, params, grads, optax_jit)
+    assert ulps(ours, plain) == 0
+    state = _named(optim).init(PARAMS)
+    assert isinstance(state, OrderedDict)
+    assert [*state] == [*_named(optax).init(PARAMS)] == ["zeta", "decay", "alpha"]
+    assert isinstance(state["zeta"], optim.EmaState)
+
+
+def test_a_named_state_is_found_by_name() -> None:
+    """Also where it comes back as a plain dict in another order, from a file for instance."""
+    tx = _named(optim)
+    _, state = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+    other = {name: state[name] for name in sorted(state)}
+    a, b = tx.update(GRADS, state, PARAMS), tx.update(GRADS, other, PARAMS)
+    assert ulps(a, b) == 0
+    assert [*b[1]] == ["zeta", "decay", "alpha"]
+
+
+def test_a_named_chain_in_another_order_is_caught() -> None:
+    wrong = optim.named_chain(
+        ("zeta", optim.ema(0.5)), ("alpha", optim.scale(-0.1)), ("decay", optim.add_decayed_weights(0.1))
+    )
+    updates, _ = wrong.update(GRADS, wrong.init(PARAMS), PARAMS)
+    theirs = _named(optax)
+    expected, _ = optax_jit(theirs.update)(GRADS, theirs.init(PARAMS), PARAMS)
+    with pytest.raises(AssertionError):
+        assert ulps(updates, expected) <= 2
+
+
+@pytest.mark.parametrize(
+    "outer", ["chain", "named_chain", "masked", "partition", "MultiSteps", "apply_if_finite", "lookahead"]
+)
+def test_further_arguments_go_through_every_wrapper(outer: str) -> None:
+    """To nnkit's and to optax's, as many as they take, wrapped twice."""
+    seen: list[Any] = []
+
+    def by_name(updates: Any, state: Any, params: Any = None, *, value: Any) -> Any:
+        seen.append(value)
+        return updates, state
+
+    inner = optim.chain(
+        optim.GradientTransformation(lambda params: (), by_name),  # pyright: ignore[reportArgumentType]
+        optax.polyak_sgd(1.0),
+        _adds(0.0, seen),
+    )
+    wrap = {
+        "chain": lambda tx: optim.chain(tx),
+        "named_chain": lambda tx: optim.named_chain(("one", tx)),
+        "masked": lambda tx: optim.masked(tx, {"w": True}),
+        "partition": lambda tx: optim.partition({"a": tx}, {"w": "a"}),
+        "MultiSteps": lambda tx: optim.MultiSteps(tx, 1).gradient_transformation(),
+        "apply_if_finite": lambda tx: optim.apply_if_finite(tx, 1),
+        "lookahead": lambda tx: optim.lookahead(tx, 2, 0.5),
+    }[outer]
+    params = optim.LookaheadParams.init_synced(PARAMS) if outer == "lookahead" else PARAMS
+    once = lambda tx: wrap(tx) if outer == "lookahead" else wrap(wrap(tx))
+    tx = once(inner)
+    more = {"value": 3.0, "grad": GRADS, "value_fn": lambda p: 0.0}
+    tx.update(GRADS, tx.init(params), params, **more)
+    assert seen[0] == 3.0
+    assert sorted(seen[-1]) == ["grad", "value", "value_fn"]
+    assert seen[-1]["value_fn"] is more["value_fn"]
+    with pytest.raises(TypeError, match="value"):
+        tx.update(GRADS, tx.init(params), params)
+
+
+def test_bad_named_chains() -> None:
+    def raises(kind: Any, text: str) -> Any:
+        return pytest.raises(kind, match=f"^{re.escape(text)}$")
+
+    advice = 'pass pairs of a name and a transformation, named_chain(("adam", scale_by_adam()))'
+    for arg in (optim.scale(1.0), ("a", optim.scale(1.0), 3), (1, optim.scale(1.0))):
+        with raises(TypeError, f"named_chain: member 0 is not a name and a transformation: {advice}"):
+            optim.named_chain(arg)  # pyright: ignore[reportArgumentType]
+    with raises(TypeError, f"named_chain: member 'a' must have init and update, got float: {advice}"):
+        optim.named_chain(("a", 1.0))  # pyright: ignore[reportArgumentType]
+    with raises(ValueError, "named_chain: the name 'a' is used twice: every member needs its own"):
+        optim.named_chain(("a", optim.scale(1.0)), ("a", optim.scale(1.0)))
+    tx = optim.named_chain(("a", optim.scale(1.0)), ("b", optim.scale(1.0)))
+    own = "pass what its own init or update returned"
+    with raises(ValueError, f"named_chain has the members ['a', 'b'] and got states of ['a', 'c']: {own}"):
+        tx.update(GRADS, {"a": optim.EmptyState(), "c": optim.EmptyState()}, PARAMS)
+    with raises(ValueError, f"named_chain has the members ['a', 'b'] and got tuple: {own}"):
+        tx.update(GRADS, (optim.EmptyState(),) * 2, PARAMS)

@@ -45,6 +45,12 @@ def test_float16_where_optax_gives_a_number_and_never_nan(name: str) -> None:
         lambda rate, eps: optim.rmsprop(rate, eps=eps, bias_correction=True),
         lambda rate, eps: optim.rmsprop(rate, eps=eps, bias_correction=True, eps_in_sqrt=False),
         lambda rate, eps: optim.adagrad(rate, 0.0, eps, eps_in_sqrt=False),
+        lambda rate, eps: optim.nadam(rate, eps=eps, momentum_decay=4e-3),
+        optim.adamax,
+        optim.amsgrad,
+        lambda rate, eps: optim.radam(rate, b2=0.9, eps=eps, bias_correction_eps=True),
+        lambda rate, eps: optim.adadelta(rate, eps=eps),
+        optim.lamb,
     ],
 )
 def test_float16_without_a_gradient(make: Any, eps: float) -> None:
@@ -53,11 +59,17 @@ def test_float16_without_a_gradient(make: Any, eps: float) -> None:
     tx = make(0.1, eps=eps)
     state = tx.init(params)
     for _ in range(3):
-        updates, state = jax.jit(tx.update)(params, state)
+        updates, state = jax.jit(tx.update)(params, state, params)
         assert [leaf.any() for leaf in jax.tree.leaves(updates)] == [False, False]
 
 
-@pytest.mark.parametrize("name", ["adam_arguments", "rmsprop", "adagrad", "sgd_nesterov", "adamw"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("adam_arguments", "rmsprop", "adagrad", "sgd_nesterov", "adamw"),
+        *("nadam", "adamax", "amsgrad", "radam", "lion", "lamb"),
+    ],
+)
 def test_complex_parameters_as_optax_treats_them(name: str) -> None:
     rng = np.random.default_rng(0)
 

@@ -20,6 +20,17 @@ ALL = {
     "rmsprop": optim.rmsprop,
     "adam": optim.adam,
     "adamw": optim.adamw,
+    "nadam": optim.nadam,
+    "nadamw": optim.nadamw,
+    "nadam_of_pytorch": lambda rate: optim.nadam(rate, momentum_decay=4e-3),
+    "adamax": optim.adamax,
+    "adamaxw": optim.adamaxw,
+    "amsgrad": optim.amsgrad,
+    "radam": optim.radam,
+    "lion": optim.lion,
+    "adadelta": optim.adadelta,
+    "lamb": optim.lamb,
+    "muon": optim.muon,
 }
 
 
@@ -40,6 +51,15 @@ INTEGERS = "only floating-point parameters can be optimized, keep the rest out o
         ("rmsprop", "scale_by_rms"),
         ("adam", "scale_by_adam"),
         ("adamw", "scale_by_adam"),
+        ("nadam", "scale_by_adam"),
+        ("nadam_of_pytorch", "scale_by_nadam"),
+        ("adamax", "scale_by_adamax"),
+        ("amsgrad", "scale_by_amsgrad"),
+        ("radam", "scale_by_radam"),
+        ("lion", "scale_by_lion"),
+        ("adadelta", "add_decayed_weights"),
+        ("lamb", "scale_by_adam"),
+        ("muon", "scale_by_adam"),
     ],
 )
 def test_integer_parameters(name: str, where: str) -> None:
@@ -54,6 +74,10 @@ def test_integer_parameters(name: str, where: str) -> None:
         optim.trace(0.9),
         optim.scale_by_stddev(),
         optim.add_decayed_weights(0.1),
+        optim.scale_by_adadelta(),
+        optim.scale_by_trust_ratio(),
+        optim.scale_by_muon(),
+        optim.scale_by_shape(),
         optim.scale_by_schedule(optim.constant_schedule(0.1)),
     ],
 )
@@ -88,7 +112,13 @@ def _without(path: str) -> Any:
     return {"dense_0": {k: v for k, v in PARAMS["dense_0"].items() if k != path}}
 
 
-@pytest.mark.parametrize("name", ["momentum", "adagrad", "rmsprop", "adam"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("momentum", "adagrad", "rmsprop", "adam"),
+        *("nadam_of_pytorch", "adamax", "amsgrad", "radam", "lion", "scale_by_adadelta"),
+    ],
+)
 def test_gradients_of_another_form_than_the_state(name: str) -> None:
     """For each, the tree of its state is named."""
     tree, where = {
@@ -96,8 +126,14 @@ def test_gradients_of_another_form_than_the_state(name: str) -> None:
         "adagrad": ("sum_of_squares", "scale_by_rss"),
         "rmsprop": ("nu", "scale_by_rms"),
         "adam": ("mu", "scale_by_adam"),
+        "nadam_of_pytorch": ("mu", "scale_by_nadam"),
+        "adamax": ("mu", "scale_by_adamax"),
+        "amsgrad": ("mu", "scale_by_amsgrad"),
+        "radam": ("mu", "scale_by_radam"),
+        "lion": ("mu", "scale_by_lion"),
+        "scale_by_adadelta": ("e_g", "scale_by_adadelta"),
     }[name]
-    tx = ALL[name](0.1)
+    tx = optim.scale_by_adadelta() if name == "scale_by_adadelta" else ALL[name](0.1)
     with raises(ValueError, f"{where}: {tree} has dense_0/bias, which updates has not; {FORM}"):
         tx.update(_without("bias"), tx.init(PARAMS), PARAMS)
     with raises(ValueError, f"{where}: updates has dense_0/bias, which {tree} has not; {FORM}"):
@@ -140,9 +176,25 @@ def test_a_gradient_where_the_state_has_none() -> None:
 
 def test_weight_decay_without_parameters() -> None:
     text = "add_decayed_weights needs the parameters: call update(grads, opt_state, params) with params"
-    for tx in (optim.adamw(0.1), optim.chain(optim.add_decayed_weights(0.1), optim.sgd(0.1))):
+    for tx in (
+        optim.adamw(0.1),
+        optim.chain(optim.add_decayed_weights(0.1), optim.sgd(0.1)),
+        *(make(0.1) for make in (optim.nadamw, optim.adamaxw, optim.lion, optim.adadelta, optim.lamb)),
+    ):
         with raises(ValueError, text):
             tx.update(PARAMS, tx.init(PARAMS))
+
+
+def test_the_trust_ratio_of_other_trees() -> None:
+    tx = optim.scale_by_trust_ratio()
+    text = "scale_by_trust_ratio needs the parameters: call update(grads, opt_state, params) with params"
+    with raises(ValueError, text):
+        tx.update(PARAMS, tx.init(PARAMS))
+    text = f"scale_by_trust_ratio: params has dense_0/bias, which updates has not; {FORM}"
+    with raises(ValueError, text):
+        tx.update(_without("bias"), tx.init(PARAMS), PARAMS)
+    with pytest.raises(ValueError, match=r"updates has shape \(3, 4\) at kernel, params has shape \(4, 3\)"):
+        tx.update({"kernel": jnp.ones((3, 4))}, tx.init(PARAMS), {"kernel": jnp.ones((4, 3))})
 
 
 def test_masks_of_another_form() -> None:

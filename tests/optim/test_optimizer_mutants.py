@@ -51,6 +51,29 @@ def _gradients(tx: Any, change: Callable[[Any], Any]) -> Any:
     )
 
 
+def _forgetful(tx: Any) -> Any:
+    """AMSGrad whose largest mean square is that of the last step."""
+
+    def update(updates: Any, state: Any, params: Any = None, **_: Any) -> Any:
+        emptied = jax.tree.map(jnp.zeros_like, state[0].nu_max)
+        return tx.update(updates, (state[0]._replace(nu_max=emptied), *state[1:]), params)
+
+    return optim.GradientTransformation(tx.init, update)
+
+
+def _exchanged(tx: Any) -> Any:
+    """Adadelta that divides by its steps and multiplies by its gradients."""
+
+    def exchange(state: Any) -> Any:
+        return (state[0], state[1]._replace(e_g=state[1].e_x, e_x=state[1].e_g), *state[2:])
+
+    def update(updates: Any, state: Any, params: Any = None, **_: Any) -> Any:
+        updates, state = tx.update(updates, exchange(state), params)
+        return updates, exchange(state)
+
+    return optim.GradientTransformation(tx.init, update)
+
+
 def _decay(step: Any) -> Any:
     return optim.exponential_decay(0.1, 10, 0.9, transition_begin=3)(step)
 
@@ -102,6 +125,66 @@ MUTANTS: dict[str, tuple[str, Any]] = {
         optim.rmsprop(0.1, centered=True, eps_in_sqrt=False),
     ),
     "the momentum without Nesterov": ("rmsprop_nesterov", optim.rmsprop(0.1, momentum=0.9)),
+    "NAdam without Nesterov": ("nadam", optim.nadam(1e-3, nesterov=False)),
+    "NAdam with the count one ahead": ("nadam", _shifted(optim.nadam(1e-3), 1)),
+    "NAdamW without decay": ("nadamw", optim.nadam(_decay)),
+    "Adamax as Adam": ("adamax", optim.adam(1e-3)),
+    "Adamax without bias correction": ("adamax", _shifted(optim.adamax(1e-3), 10**6)),
+    "Adamax with the count one ahead": ("adamax", _shifted(optim.adamax(1e-3), 1)),
+    "Adamax with another decay of the maximum": ("adamax", optim.adamax(1e-3, b2=0.9999)),
+    "Adamax without eps": ("adamax_arguments", optim.adamax(_decay, 0.8, 0.95, 0.0)),
+    "Adamax of squares": ("adamax", _gradients(optim.adamax(1e-3), lambda g: g * jnp.abs(g))),
+    "AdamaxW with the decay a step late": (
+        "adamaxw",
+        optim.adamaxw(1e-3, weight_decay=lambda step: _decay(step - 1)),
+    ),
+    "AMSGrad that forgets": ("amsgrad", _forgetful(optim.amsgrad(1e-3))),
+    "AMSGrad corrected after the maximum": ("amsgrad", optim.amsgrad(1e-3, correct_after_max=True)),
+    "AMSGrad of the paper": ("amsgrad", optim.amsgrad(1e-3, bias_correction_nu=False)),
+    "AMSGrad with a biased mean": ("amsgrad", optim.amsgrad(1e-3, bias_correction_mu=False)),
+    "AMSGrad with eps inside the root": ("amsgrad", optim.amsgrad(1e-3, eps=0.0, eps_root=1e-8)),
+    "RAdam never rectified": ("radam", optim.radam(1e-3, threshold=1e9)),
+    "RAdam rectified a step late": ("radam", optim.radam(1e-3, threshold=6.0)),
+    "RAdam rectified a step early": ("radam", optim.radam(1e-3, threshold=4.0)),
+    "RAdam with the count one ahead": ("radam", _shifted(optim.radam(1e-3), 1)),
+    "RAdam as Adam": ("radam", optim.adam(1e-3)),
+    "RAdam with its bias left in eps": (
+        "radam_arguments",
+        optim.radam(_decay, 0.8, 0.99, 1e-6, 1e-6, 12.0, bias_correction_eps=True),
+    ),
+    "RAdam without Nesterov": ("radam_nesterov", optim.radam(1e-3, b2=0.9995)),
+    "Lion as signs": ("lion", optim.chain(_gradients(optim.lion(1e-3), jnp.sign))),
+    "Lion with b1 and b2 exchanged": ("lion", optim.lion(1e-3, 0.99, 0.9)),
+    "Lion without decay": ("lion", optim.lion(1e-3, weight_decay=0.0)),
+    "Lion with a hard sign": ("lion_smooth", optim.scale_by_lion()),
+    "Lion less steep": ("lion_smooth", optim.scale_by_lion(mode="smooth")),
+    "Lion refined by a tanh": ("lion_refined", optim.scale_by_lion(0.8, 0.95, mode="smooth")),
+    "Adadelta with the decay outside": (
+        "adadelta_arguments",
+        optim.chain(optim.scale_by_adadelta(0.95, 1e-3), optim.add_decayed_weights(0.1), optim.sgd(_decay)),
+    ),
+    "Adadelta with another eps": ("adadelta", optim.adadelta(1.0, eps=1e-7)),
+    "Adadelta that climbs": ("adadelta", _gradients(optim.adadelta(1.0), jnp.negative)),
+    "Adadelta with its averages exchanged": ("adadelta", _exchanged(optim.adadelta(1.0))),
+    "LAMB without the ratio": ("lamb", optim.adam(1e-3, eps=1e-6)),
+    "LAMB with Adam's eps": ("lamb", optim.lamb(1e-3, eps=1e-8)),
+    "LAMB with the decay after the ratio": (
+        "lamb_arguments",
+        optim.chain(
+            optim.scale_by_adam(0.8, 0.99, 1e-3, 1e-6),
+            optim.scale_by_trust_ratio(),
+            optim.add_decayed_weights(0.1),
+            optim.scale_by_learning_rate(_decay),
+        ),
+    ),
+    "the trust ratio of small norms": (
+        "trust_ratio",
+        optim.chain(optim.scale_by_adam(), optim.scale_by_trust_ratio(0.0, 0.5, 0.1)),
+    ),
+    "the trust ratio without eps": (
+        "trust_ratio",
+        optim.chain(optim.scale_by_adam(), optim.scale_by_trust_ratio(2.0, 0.5)),
+    ),
 }
 
 

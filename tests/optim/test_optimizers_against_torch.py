@@ -6,7 +6,7 @@ what differs is the optimizer; weight decay feeds the parameters back.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -27,6 +27,14 @@ def _gradients(dtype: Any) -> np.ndarray:
     g[:, 4:8] *= rng.random((STEPS, 4)) < 0.1
     g[:, 8:12] = rng.normal(size=(STEPS, 4)) + 2
     return g.astype(dtype)
+
+
+@pytest.fixture(autouse=True)
+def _scalars_in_float64() -> Iterator[None]:
+    """PyTorch keeps NAdam's product of momenta in its default dtype, float32 beside float64 parameters."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 def _theirs(make: Callable[[Any], torch.optim.Optimizer], grads: np.ndarray, epoch: int = 0) -> np.ndarray:
@@ -119,6 +127,52 @@ ROWS: dict[str, tuple[Any, Any]] = {
         optim.adamw(RATE, 0.8, 0.95, 1e-4, weight_decay=0.3),
         lambda p: T.AdamW(p, RATE, (0.8, 0.95), 1e-4, weight_decay=0.3),
     ),
+    "nadam": (optim.nadam(RATE, momentum_decay=4e-3), lambda p: T.NAdam(p, RATE)),
+    "nadam_arguments": (
+        _decayed(0.1, optim.nadam(RATE, 0.8, 0.95, 1e-4, momentum_decay=0.1)),
+        lambda p: T.NAdam(p, RATE, (0.8, 0.95), 1e-4, weight_decay=0.1, momentum_decay=0.1),
+    ),
+    "nadam_of_optax": (optim.nadam(RATE), lambda p: T.NAdam(p, RATE, momentum_decay=1e6)),
+    "nadamw": (
+        optim.nadamw(RATE, weight_decay=0.3, momentum_decay=4e-3),
+        lambda p: T.NAdam(p, RATE, weight_decay=0.3, decoupled_weight_decay=True),
+    ),
+    "radam": (optim.radam(RATE, bias_correction_eps=True), lambda p: T.RAdam(p, RATE)),
+    "radam_arguments": (
+        _decayed(0.1, optim.radam(RATE, 0.8, 0.95, 1e-4, bias_correction_eps=True)),
+        lambda p: T.RAdam(p, RATE, (0.8, 0.95), 1e-4, weight_decay=0.1),
+    ),
+    "radamw": (
+        optim.chain(
+            optim.scale_by_radam(bias_correction_eps=True),
+            optim.add_decayed_weights(0.3),
+            optim.scale_by_learning_rate(RATE),
+        ),
+        lambda p: T.RAdam(p, RATE, weight_decay=0.3, decoupled_weight_decay=True),
+    ),
+    "adamax": (optim.adamax(RATE), lambda p: T.Adamax(p, RATE)),
+    "adamax_arguments": (
+        _decayed(0.1, optim.adamax(RATE, 0.8, 0.95, 1e-4)),
+        lambda p: T.Adamax(p, RATE, (0.8, 0.95), 1e-4, weight_decay=0.1),
+    ),
+    "adadelta": (optim.adadelta(), lambda p: T.Adadelta(p)),
+    "adadelta_arguments": (
+        optim.adadelta(0.5, 0.95, 1e-3, 0.1),
+        lambda p: T.Adadelta(p, 0.5, 0.95, 1e-3, weight_decay=0.1),
+    ),
+    "amsgrad": (optim.amsgrad(RATE, correct_after_max=True), lambda p: T.Adam(p, RATE, amsgrad=True)),
+    "amsgrad_arguments": (
+        _decayed(0.1, optim.amsgrad(RATE, 0.8, 0.95, 1e-4, correct_after_max=True)),
+        lambda p: T.Adam(p, RATE, (0.8, 0.95), 1e-4, weight_decay=0.1, amsgrad=True),
+    ),
+    "amsgradw": (
+        optim.chain(
+            optim.scale_by_amsgrad(correct_after_max=True),
+            optim.add_decayed_weights(0.3),
+            optim.scale_by_learning_rate(RATE),
+        ),
+        lambda p: T.AdamW(p, RATE, weight_decay=0.3, amsgrad=True),
+    ),
 }
 
 
@@ -138,10 +192,24 @@ def test_float64_trajectories(name: str) -> None:
     check_trajectory(*ROWS[name], np.float64, 1e-13)
 
 
-@pytest.mark.parametrize("name", ["sgd_nesterov_decay", "adagrad", "rmsprop_momentum", "adam", "adamw"])
-def test_float32_trajectories(name: str) -> None:
-    """b2ᵗ is a float32 power here and a float64 one there, 6e-6 apart at the first step."""
-    check_trajectory(*ROWS[name], np.float32, 1e-5 if "adam" in name else 5e-7)
+@pytest.mark.parametrize(
+    ("name", "tolerance"),
+    [
+        ("sgd_nesterov_decay", 5e-7),
+        ("adagrad", 5e-7),
+        ("rmsprop_momentum", 5e-7),
+        ("adamax", 5e-7),
+        ("adadelta", 5e-7),
+        # b2ᵗ is a float32 power here and a float64 one there, 6e-6 apart at the first step.
+        ("adam", 1e-5),
+        ("adamw", 1e-5),
+        ("nadam", 1e-5),
+        ("amsgrad", 1e-5),
+        ("radam", 5e-7),  # whose first steps, without b2, are the largest
+    ],
+)
+def test_float32_trajectories(name: str, tolerance: float) -> None:
+    check_trajectory(*ROWS[name], np.float32, tolerance)
 
 
 def _by_epoch(epoch: int) -> Any:
@@ -194,6 +262,19 @@ def test_other_places_for_the_rate_are_told_apart(name: str, ours: Any) -> None:
         ("adam", optim.adam(RATE, eps=0.0, eps_root=1e-8)),
         ("adam_arguments", optim.adamw(RATE, 0.8, 0.95, 1e-4, weight_decay=0.1)),
         ("adamw", optim.adamw(RATE)),
+        ("nadam", optim.nadam(RATE)),
+        ("nadam", optim.nadam(RATE, momentum_decay=5e-3)),
+        ("nadamw", _decayed(0.3, optim.nadam(RATE, momentum_decay=4e-3))),
+        ("radam", optim.radam(RATE)),
+        ("radam", optim.radam(RATE, threshold=6.0, bias_correction_eps=True)),
+        ("radam", optim.radam(RATE, nesterov=True, bias_correction_eps=True)),
+        ("adamax", optim.adamax(RATE, b2=0.99)),
+        ("adamax_arguments", optim.adamaxw(RATE, 0.8, 0.95, 1e-4, 0.1)),
+        ("adadelta", optim.adadelta(eps=1.1e-6)),
+        ("adadelta_arguments", optim.adadelta(0.5, 0.95, 1e-3)),
+        ("amsgrad", optim.amsgrad(RATE)),
+        ("amsgrad", optim.adam(RATE)),
+        ("amsgrad", optim.amsgrad(RATE, bias_correction_mu=False, correct_after_max=True)),
     ],
 )
 def test_other_conventions_are_told_apart(name: str, ours: Any) -> None:

@@ -25,7 +25,7 @@ ARGUMENTS = [
         "end_value": end,
     }
     for steps, rate, begin, stairs, end in itertools.product(
-        (7, 1, 0), (0.9, 1.25, 0.0), (0, 5, -3), (False, True), (None, 0.2, 0.9)
+        (7, 1, 0), (0.9, 1.25, 0.0), (0, 5, 3), (False, True), (None, 0.2, 0.9)
     )
 ]
 

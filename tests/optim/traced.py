@@ -56,4 +56,49 @@ ROWS = {
         {"init_value": 0.01, "decay_rate": 0.5},
         {"init_value": 0.1, "decay_rate": 0.9},
     ),
+    "nadam": Row(
+        optim.nadam,
+        {"learning_rate": 0.01, "b1": 0.5, "b2": 0.9, "eps": 0.0, "momentum_decay": 0.0},
+        {"learning_rate": 0.1, "b1": 0.9, "b2": 0.99, "eps": 1e-3, "momentum_decay": 0.5},
+    ),
+    "adamax": Row(
+        optim.adamax,
+        {"learning_rate": 0.01, "b1": 0.5, "b2": 0.9, "eps": 0.0},
+        {"learning_rate": 0.1, "b1": 0.9, "b2": 0.99, "eps": 1e-3},
+    ),
+    "amsgrad": Row(
+        lambda **numbers: optim.amsgrad(**numbers, correct_after_max=True),
+        {"learning_rate": 0.01, "b1": 0.5, "b2": 0.9, "eps": 0.0, "eps_root": 0.0},
+        {"learning_rate": 0.1, "b1": 0.9, "b2": 0.99, "eps": 1e-3, "eps_root": 1e-6},
+    ),
+    "radam": Row(
+        lambda **numbers: optim.radam(**numbers, bias_correction_eps=True),
+        {"learning_rate": 0.01, "b1": 0.5, "b2": 0.9, "eps": 1e-8, "eps_root": 0.0},
+        {"learning_rate": 0.1, "b1": 0.9, "b2": 0.99, "eps": 1e-3, "eps_root": 1e-3},
+    ),
+    "lion": Row(
+        lambda **numbers: optim.chain(
+            optim.scale_by_lion(
+                numbers["b1"], numbers["b2"], mode="smooth", smooth_beta=numbers["smooth_beta"]
+            ),
+            optim.scale_by_learning_rate(numbers["learning_rate"]),
+        ),
+        {"learning_rate": 0.01, "b1": 0.5, "b2": 0.9, "smooth_beta": 0.5},
+        {"learning_rate": 0.1, "b1": 0.9, "b2": 0.99, "smooth_beta": 2.0},
+    ),
+    "adadelta": Row(
+        lambda learning_rate, rho, eps: optim.adadelta(learning_rate, rho, eps),
+        {"learning_rate": 0.5, "rho": 0.5, "eps": 1e-3},
+        {"learning_rate": 1.0, "rho": 0.9, "eps": 1e-1},
+    ),
+    "lamb": Row(
+        optim.lamb,
+        {"learning_rate": 0.01, "b1": 0.5, "b2": 0.9, "eps": 1e-6},
+        {"learning_rate": 0.1, "b1": 0.9, "b2": 0.99, "eps": 1e-3},
+    ),
+    "muon": Row(
+        lambda **numbers: optim.muon(**numbers, ns_coeffs=(1.5, -0.5, 0.0), ns_steps=3),
+        {"learning_rate": 0.01, "beta": 0.5, "eps": 1e-6, "adam_b1": 0.5, "adam_b2": 0.9},
+        {"learning_rate": 0.1, "beta": 0.9, "eps": 1e-3, "adam_b1": 0.9, "adam_b2": 0.99},
+    ),
 }

@@ -364,3 +364,56 @@ def test_evaluation_refuses_labels_out_of_range():
     ts = TRAINER.init(KEY, X[:1])
     with pytest.raises(ValueError, match=r"label targets\[\d+\] is 3 "):
         train.evaluate(TRAINER, ts, (X, Y + 1))
+
+
+def test_a_plateau_hears_of_each_epoch():
+    """The rate halves after an epoch without progress, and the resumed run goes on with it."""
+    plateau = optim.reduce_on_plateau(factor=0.5, patience=1, rtol=0.0, monitor="val_loss")
+    run = train.trainer(layers.dense(1), losses.mean_squared_error, optim.chain(optim.sgd(0.0), plateau))
+    x = np.ones((8, 1), np.float32)
+    rates = []
+    ts, _ = train.fit(
+        run,
+        (x, x),
+        epochs=4,
+        key=jax.random.key(0),
+        batch_size=4,
+        validation=(x, x),
+        on_epoch=lambda ts, _: rates.append(float(ts.opt_state[1].scale)),
+    )
+    assert rates == [1.0, 0.5, 0.25, 0.125]
+    ts, _ = train.fit(run, (x, x), epochs=5, state=ts, batch_size=4, validation=(x, x))
+    assert float(ts.opt_state[1].scale) == 0.0625
+
+
+def test_a_monitored_metric_that_is_not_there_is_said_before_the_start():
+    plateau = optim.reduce_on_plateau(monitor="val_loss")
+    run = train.trainer(layers.dense(1), losses.mean_squared_error, optim.chain(optim.sgd(0.1), plateau))
+    x = np.ones((8, 1), np.float32)
+    seen = []
+    with pytest.raises(ValueError, match="monitors 'val_loss', which report did not get: the metrics are"):
+        train.fit(
+            run,
+            (x, x),
+            epochs=1,
+            key=jax.random.key(0),
+            batch_size=4,
+            on_epoch=lambda *_: seen.append(1),
+        )
+    assert not seen
+
+
+def test_the_optimizer_gets_the_loss_and_how_to_compute_it():
+    """A plateau on the training loss, and optax's line search, which evaluates it again."""
+    import optax
+
+    x = np.linspace(-1, 1, 32, dtype=np.float32)[:, None]
+    for optimizer in (
+        optim.chain(optim.sgd(0.1), optim.reduce_on_plateau(patience=3)),
+        optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=3)),
+        optax.lbfgs(),
+    ):
+        run = train.trainer(layers.dense(1), losses.mean_squared_error, optimizer)
+        with jax.numpy_dtype_promotion("standard"):
+            _, history = train.fit(run, (x, 2 * x), epochs=20, key=jax.random.key(0), batch_size=32)
+        assert history[-1]["loss"] < 0.5 * history[0]["loss"]
