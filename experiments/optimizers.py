@@ -188,6 +188,7 @@ def run(config: Settings) -> dict[str, Summary]:
             epochs=config.epochs,
             batch_size=config.batch_size,
         )
+        write_rows(folder / "rates.csv", rate_rows(sweeps))  # also there if the rest is interrupted
         row = summary(sweeps[name])
         edge = ", the edge of the grid" if sweeps[name].chosen in (0, len(rates) - 1) else ""
         print(
@@ -198,7 +199,6 @@ def run(config: Settings) -> dict[str, Summary]:
     rows = {name: summary(found) for name, found in sweeps.items()}
     write_rows(folder / "race.csv", race_rows(rows, sweeps))
     write_rows(folder / "race_epochs.csv", epoch_rows(sweeps))
-    write_rows(folder / "rates.csv", rate_rows(sweeps))
     plot_race(sweeps, folder / "race.png")
     plot_rates(sweeps, folder / "rates.png", classes=classes)
     train.write_result(

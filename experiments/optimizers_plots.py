@@ -48,7 +48,7 @@ _GREY, _PALE = "#777777", "#dddddd"
 
 def plot_paths(walks: Mapping[str, Mapping[str, Walk]], path: Path) -> None:
     """A panel for each surface: heights in grey, every optimizer's walk, its end as a dot."""
-    figure = _figure(11, 8.6)
+    figure = _figure(10, 7.8)
     panels = figure.subplots(2, 2)
     for ax, (name, walked) in zip(panels.flat, walks.items(), strict=True):
         surface = SURFACES[name]
@@ -167,7 +167,7 @@ def plot_race(sweeps: Mapping[str, Sweep], path: Path) -> None:
     for label, name in zip(ax.get_yticklabels(), order, strict=True):
         label.set_color(COLOURS[name])
     ax.xaxis.set_major_locator(MaxNLocator(5))
-    ax.xaxis.set_major_formatter(PercentFormatter(1))
+    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=1))
     ax.set(xlabel="test accuracy: seeds, mean, standard deviation", title="at the rate chosen on validation")
     _tidy(ax)
     _save(figure, path)
@@ -200,15 +200,8 @@ def plot_rates(sweeps: Mapping[str, Sweep], path: Path, *, classes: int) -> None
     left.set_ylim(top=top)
     left.set_ylabel("training loss after the last epoch")
     for ax in (left, right):
-        ax.annotate(
-            "guessing",
-            (0, np.log(classes)),
-            (2, 4),
-            ax.get_yaxis_transform(),
-            "offset points",
-            color=_GREY,
-            size=8,
-        )
+        place = {"transform": ax.get_yaxis_transform(), "color": _GREY, "fontsize": 8}
+        ax.text(0.42, 1.15 * np.log(classes), "guessing", ha="center", **place)
     _save(figure, path)
 
 
@@ -222,7 +215,8 @@ def _draw_rates(ax: Axes, found: Sweep, colour: str, label: str, top: float) -> 
     ax.plot(found.rates, np.minimum(middle, top), "o-", color=colour, markersize=3.5, label=label)
     ax.fill_between(found.rates, np.minimum(low, top), np.minimum(high, top), color=colour, alpha=0.15, lw=0)
     over = middle > top
-    ax.plot(found.rates[over], np.full(int(over.sum()), top), "^", color=colour, markersize=8, clip_on=False)
+    edge = np.full(int(over.sum()), top)
+    ax.plot(found.rates[over], edge, "^", color=colour, markersize=8, clip_on=False, in_layout=False)
 
 
 def _draw_surface(ax: Axes, surface: Surface) -> None:
@@ -230,10 +224,10 @@ def _draw_surface(ax: Axes, surface: Surface) -> None:
     points = np.stack(np.meshgrid(x, y), axis=-1).astype(np.float32)
     heights = np.asarray(jax.jit(jax.vmap(jax.vmap(surface.f)))(jnp.asarray(points)))
     low = float(surface.f(jnp.array(surface.minima[0])))
-    # The root of the logarithm's argument spreads the lines evenly from the floor to the steep walls.
+    # The logarithm of the height spreads the lines evenly from the floor to the steep walls.
     scaled = np.log1p(20 * np.maximum(heights - low, 0))
-    ax.contourf(x, y, scaled, levels=14, cmap="Greys", alpha=0.35, zorder=0)
-    ax.contour(x, y, scaled, levels=14, colors="#aaaaaa", linewidths=0.5, zorder=1)
+    ax.contourf(x, y, scaled, levels=11, cmap="Greys", alpha=0.35, zorder=0)
+    ax.contour(x, y, scaled, levels=11, colors="#aaaaaa", linewidths=0.5, zorder=1)
     for minimum in surface.minima:
         ax.plot(*minimum, "*", color="white", markeredgecolor="black", markersize=14, zorder=5)
     ax.plot(*surface.start, "s", color="white", markeredgecolor="black", markersize=7, zorder=5)

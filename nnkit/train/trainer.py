@@ -35,6 +35,9 @@ __all__ = ["EVALUATION", "supervised", "trainer"]
 EVALUATION = np.uint32(0xFFFFFFFE)
 """What is folded into a run's key for evaluation; steps, which are int32, never get there."""
 
+ROUNDING = np.uint32(0xFFFFFFFD)
+"""What is folded into a step's key for the rounding of its parameters."""
+
 Penalty = Callable[[Params], Array]
 
 
@@ -46,6 +49,7 @@ def trainer(
     init: InitFn | None = None,
     metrics: Mapping[str, LossFn] | None = None,
     regularizer: Penalty | None = None,
+    stochastic_rounding: bool = False,
 ) -> Trainer:
     """A training run as three pure functions: ``init``, ``step``, ``evaluate``.
 
@@ -68,6 +72,10 @@ def trainer(
         example; only with a layer. An objective returns its own.
       regularizer: a penalty on the parameters, as ``nnkit.regularizers.l2`` gives; only with a
         layer. It is reported as ``penalty`` and is not part of the reported ``loss``.
+      stochastic_rounding: whether parameters of half precision are rounded up or down at random, in
+        proportion to the distance, so that updates smaller than half a unit in the last place are not
+        lost but right on average (``optim.apply_updates(..., key=...)``). Give the optimizer float32
+        averages, ``adam(1e-3, mu_dtype=jnp.float32, nu_dtype=jnp.float32)``, for updates in float32.
 
     Raises:
       TypeError: where an argument of one form is given with the other, or one is missing.
@@ -92,7 +100,7 @@ def trainer(
                 "trainer needs a loss for a layer: pass trainer(model, losses.softmax_cross_entropy, ...)"
             )
         objective = supervised(model_or_objective, loss, metrics=metrics, regularizer=regularizer)
-        run = _trainer(objective, optimizer, model_or_objective.init)
+        run = _trainer(objective, optimizer, model_or_objective.init, stochastic_rounding)
         return run._replace(check=_check_supervised(model_or_objective, loss))
     if not callable(model_or_objective):
         raise TypeError(f"trainer takes a layer or an objective and got {type(model_or_objective).__name__}")
@@ -104,7 +112,7 @@ def trainer(
         raise TypeError(
             "trainer needs init= with an objective: pass trainer(objective, init=model.init, ...)"
         )
-    return _trainer(model_or_objective, optimizer, init)
+    return _trainer(model_or_objective, optimizer, init, stochastic_rounding)
 
 
 def supervised(
@@ -181,7 +189,9 @@ def _check_columns(predictions: Any, targets: Any) -> None:
         )
 
 
-def _trainer(objective: Objective, optimizer: GradientTransformation, init_params: InitFn) -> Trainer:
+def _trainer(
+    objective: Objective, optimizer: GradientTransformation, init_params: InitFn, stochastic_rounding: bool
+) -> Trainer:
     optimizer = tolerant("the optimizer", optimizer)
 
     def init(key: Array, x: Spec, /) -> TrainState:
@@ -207,7 +217,8 @@ def _trainer(objective: Objective, optimizer: GradientTransformation, init_param
             grad=grads,
             value_fn=lambda params: loss(params)[0],
         )
-        params = apply_updates(ts.params, updates)
+        rounding = jax.random.fold_in(key, ROUNDING) if stochastic_rounding else None
+        params = apply_updates(ts.params, updates, key=rounding)
         return TrainState(params, state, opt_state, ts.key, ts.step + 1), {"loss": value, **metrics}
 
     def evaluate(ts: TrainState, batch: Any, /) -> dict[str, Array]:

@@ -116,7 +116,7 @@ def test_arrays_of_the_note_are_leaves() -> None:
     assert read._cache_size() == 1
 
 
-@pytest.mark.parametrize("note", NOTES, ids=str)
+@pytest.mark.parametrize("note", NOTES, ids=range(len(NOTES)))
 @pytest.mark.parametrize("kind", [CountState, Called, Compared])
 def test_the_note_comes_along(note: Any, kind: Any) -> None:
     state = _state(note, kind)

@@ -217,3 +217,30 @@ def test_a_loss_of_one_number_or_of_another_shape_is_refused():
         ValueError, match=r"the loss returned shape \(3, 20\) for predictions of shape \(20, 3\)"
     ):
         step(lambda p, y: p.T)
+
+
+def test_stochastic_rounding_keeps_what_rounding_to_nearest_loses():
+    """Steps of an eighth of the distance between bfloat16 numbers: 400 of them are 50 such distances."""
+
+    def objective(params, state, batch, *, key, train):
+        return jnp.sum(params["w"].astype(jnp.float32) * batch), (state, {})
+
+    def run(**options):
+        trainer = train.trainer(
+            objective,
+            optimizer=optim.adam(2.0**-11, eps=0.0, mu_dtype=jnp.float32, nu_dtype=jnp.float32),
+            init=lambda key, x: ({"w": jnp.full(1000, 0.75, jnp.bfloat16)}, {}),
+            **options,
+        )
+        ts = trainer.init(jax.random.key(0), jnp.zeros(()))
+        step = jax.jit(trainer.step)
+        for _ in range(400):
+            ts, _ = step(ts, jnp.float32(1.0))
+        assert ts.params["w"].dtype == jnp.bfloat16
+        return np.asarray(ts.params["w"], np.float32)
+
+    np.testing.assert_array_equal(run(), 0.75)
+    rounded = run(stochastic_rounding=True)
+    # The deviation of the mean of 1000 is under 400^½ · 2⁻⁸ / 2 / 1000^½ = 0.0013.
+    assert abs(rounded.mean() - (0.75 - 400 * 2.0**-11)) < 4 * 0.0013
+    np.testing.assert_array_equal(rounded, run(stochastic_rounding=True))
