@@ -92,8 +92,21 @@ class Packed:
     def __contains__(self, key: object) -> bool:
         return key in unpack(self)
 
+    def __getattr__(self, name: str) -> Any:
+        # For trees read by attribute, and for a dict's items(). JAX and pickle ask for private names.
+        if name.startswith("_") or name in ("parts", "layout"):
+            raise AttributeError(name)
+        return getattr(unpack(self), name)
+
     def __repr__(self) -> str:
-        return f"Packed({unpack(self)!r})"
+        # A map over the tree may have put anything in the parts' places.
+        widths = [sum(math.prod(self.layout.shapes[i]) for i in g) for g in self.layout.groups.values()]
+        shapes = [getattr(part, "shape", ()) for part in self.parts[: len(widths)]]
+        if [tuple(shape)[-1:] for shape in shapes] == [(width,) for width in widths]:
+            return f"Packed({unpack(self)!r})"
+        names = [f"packed {dtype}" for dtype in self.layout.groups]
+        names += [f"leaf {i}" for i in self.layout.large]
+        return f"Packed({dict(zip(names, self.parts, strict=True))!r})"
 
 
 def plan(tree: PyTree) -> Layout | None:
@@ -115,9 +128,11 @@ def plan(tree: PyTree) -> Layout | None:
 
 
 def fits(tree: PyTree, layout: Layout) -> bool:
-    """Whether ``tree`` has the layout's structure and shapes, and in each group one dtype."""
+    """Whether ``tree`` has the layout's structure and shapes, and in each group one floating dtype."""
     leaves, structure = jax.tree.flatten(tree)
     if structure != layout.structure or any(not hasattr(x, "dtype") for x in leaves):
+        return False
+    if any(_is_spread(x) or not jnp.issubdtype(x.dtype, jnp.inexact) for x in leaves):
         return False
     if tuple(map(jnp.shape, leaves)) != layout.shapes:
         return False
@@ -125,7 +140,7 @@ def fits(tree: PyTree, layout: Layout) -> bool:
 
 
 def pack(tree: PyTree, layout: Layout) -> Packed:
-    """The tree in the layout, which it :func:`fits`.
+    """The tree in the layout, which it :func:`fits`; axes in front, as ``jax.vmap`` leaves them, stay there.
 
     >>> leaves = [jnp.full(2, i) for i in range(70)]
     >>> packed = pack(leaves, plan(leaves))
@@ -133,7 +148,8 @@ def pack(tree: PyTree, layout: Layout) -> Packed:
     ([(140,)], Array([69, 69], dtype=int32...))
     """
     leaves = jax.tree.leaves(tree)
-    buffers = [_join([leaves[i] for i in members]) for members in layout.groups.values()]
+    shapes = layout.shapes
+    buffers = [_join([leaves[i] for i in g], [shapes[i] for i in g]) for g in layout.groups.values()]
     return Packed((*buffers, *(leaves[i] for i in layout.large)), layout)
 
 
@@ -194,8 +210,11 @@ def _cut(buffer: Any, start: Any, size: int, shape: tuple[int, ...]) -> Any:
     return piece.reshape(shape)
 
 
-def _join(leaves: list[Any]) -> Any:
-    return jnp.concatenate([jnp.ravel(x) for x in leaves])
+def _join(leaves: list[Any], shapes: list[tuple[int, ...]]) -> Any:
+    """Arrays (..., *shape) behind one another on a last axis."""
+    flat = [jnp.asarray(x) for x in leaves]
+    flat = [x.reshape(*x.shape[: x.ndim - len(s)], math.prod(s)) for x, s in zip(flat, shapes, strict=True)]
+    return jnp.concatenate(flat, axis=-1)
 
 
 def _is_packed(x: Any) -> bool:
@@ -203,6 +222,9 @@ def _is_packed(x: Any) -> bool:
 
 
 def _is_spread(x: Any) -> bool:
-    """Whether an array is divided among devices; a traced one does not tell."""
-    sharding = None if isinstance(x, Tracer) else getattr(x, "sharding", None)
+    """Whether an array is divided among devices; one that is traced tells where its mesh is explicit."""
+    if isinstance(x, Tracer):
+        spec = getattr(getattr(jax.typeof(x), "sharding", None), "spec", ())
+        return any(axis is not None for axis in spec)
+    sharding = getattr(x, "sharding", None)
     return sharding is not None and not sharding.is_fully_replicated

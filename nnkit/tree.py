@@ -63,7 +63,8 @@ def map_with_path(f: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
     >>> map_with_path(lambda path, x: f"{path}={x}", {"a": {"b": 1}})
     {'a': {'b': 'a/b=1'}}
     """
-    return jax.tree_util.tree_map_with_path(lambda path, *leaves: f(path_str(path), *leaves), tree, *rest)
+    whole, *more = map(unpack, (tree, *rest))
+    return jax.tree_util.tree_map_with_path(lambda path, *leaves: f(path_str(path), *leaves), whole, *more)
 
 
 def mask(tree: PyTree, where: str | Callable[[str], bool]) -> PyTree:

@@ -189,3 +189,69 @@ def test_arrays_divided_among_devices_are_not_packed() -> None:
 
     assert packing.plan([Spread() for _ in range(100)]) is None
     assert packing.plan([jnp.ones(2) for _ in range(100)]) is not None
+
+
+def test_a_population_is_saved_and_loaded(tmp_path: Any) -> None:
+    tx = optim.adam(1e-2)
+    stacked = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), _params())
+    _, state = jax.vmap(tx.update)(stacked, jax.vmap(tx.init)(stacked))
+    train.save_tree(tmp_path / "state.npz", state)
+    for like in (state, jax.eval_shape(jax.vmap(tx.init), stacked)):
+        back = train.load_tree(tmp_path / "state.npz", like=like)
+        jax.tree.map(np.testing.assert_array_equal, back, state)
+
+
+def test_a_mapped_state_prints() -> None:
+    state = optim.scale_by_adam().init(_params())
+    assert "packed float32" in repr(jax.tree.map(jnp.shape, state))
+    assert "packed float32" in repr(jax.tree.map(jnp.linalg.norm, state))
+
+
+def test_dict_methods_and_functions_of_trees() -> None:
+    params = _params()
+    mu = optim.scale_by_adam().init(params)[1]
+    assert dict(mu.items()).keys() == params.keys()
+    with pytest.raises(AttributeError):
+        mu.no_such_thing  # noqa: B018
+    after = optim.apply_updates(params, mu)
+    assert ulps(after, params) == 0
+    masked = tree.mask(mu, r"dense_3/.*")
+    assert masked["dense_3"] == {"kernel": True, "bias": True}
+    assert not masked["large"]
+
+
+def test_a_donated_state_is_named() -> None:
+    state = optim.adam(0.1).init(_params())
+    jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)(state)
+    with pytest.raises(ValueError, match="was donated to a compiled function"):
+        train.save_tree("never.npz", state)
+
+
+def test_integer_gradients_are_named_by_their_path() -> None:
+    tx, params = optim.adam(0.1), _params()
+    grads = jax.tree.map(lambda p: jnp.ones(p.shape, jnp.int32), params)
+    with pytest.raises(TypeError, match=r"updates has dtype int32 at dense_0/bias"):
+        tx.update(grads, tx.init(params), params)
+
+
+def test_lookahead_that_renews_an_unpacked_state() -> None:
+    tx, params = optim.lookahead(optim.adam(0.1), 2, 0.5, reset_state=True), _params()
+    pair = optim.LookaheadParams.init_synced(params)
+    state = packing.unpack(tx.init(pair))
+    for _ in range(3):
+        updates, state = jax.jit(tx.update)(jax.tree.map(jnp.ones_like, params), state, pair)
+        pair = optim.apply_updates(pair, updates)
+    assert not _is_packed(state)
+
+
+def test_leaves_divided_over_an_explicit_mesh_are_left_alone() -> None:
+    mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Explicit,))
+    params = {f"w{i}": jnp.ones((2, 4)) for i in range(70)}
+    spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "d"))
+    tx = optim.adam(0.1)
+    with jax.set_mesh(mesh):
+        divided = jax.device_put(params, spec)
+        state = jax.jit(tx.init)(divided)
+        assert not _is_packed(state)
+        updates, _ = jax.jit(tx.update)(divided, state, divided)
+    np.testing.assert_allclose(updates["w3"], -0.1, rtol=1e-5)

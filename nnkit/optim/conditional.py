@@ -191,7 +191,13 @@ def update_if(
     shapes, _ = jax.eval_shape(transformed)
 
     def untouched() -> tuple[PyTree, PyTree]:
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        if jax.tree.structure(shapes) == jax.tree.structure(updates):
+            # From the updates, so that inside shard_map the zeros vary over the axes that those vary over.
+            zeros = jax.tree.map(
+                lambda x, u: jnp.zeros_like(u, dtype=x.dtype, shape=x.shape), shapes, updates
+            )
+        else:
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return zeros, jax.tree.map(of_dtype, state, state)
 
     return lax.cond(condition, transformed, untouched)

@@ -132,8 +132,16 @@ def inject_hyperparams(
             call = inspect.BoundArguments(signature, bound.arguments | others | dict(values))
             return tolerant("inject_hyperparams", inner_factory(*call.args, **call.kwargs))
 
-        start = {name: schedule(schedule.init()) for name, schedule in schedules.items()}
+        start = {name: _first(name, schedule) for name, schedule in schedules.items()}
         inner(numbers | start)  # for its checks
+        arrays = {name: jnp.asarray(value) for name, value in (numbers | start).items()}
+        try:
+            inner(arrays)
+        except (TypeError, ValueError) as error:
+            error.add_note(
+                "inject_hyperparams makes arrays of all numbers: name in static_args those that must stay as they are"
+            )
+            raise
 
         def init(params: PyTree) -> InjectStatefulHyperparamsState:
             dtype = hyperparam_dtype or _dtype(params)
@@ -173,6 +181,17 @@ def inject_hyperparams(
         return GradientTransformation(init, update)
 
     return build
+
+
+def _first(name: str, schedule: Any) -> Any:
+    """The schedule's first value; a function of something else than the step is no schedule."""
+    value = schedule(schedule.init())
+    if isinstance(value, bool | np.bool_) or jnp.result_type(value) == jnp.bool_:
+        raise TypeError(
+            f"inject_hyperparams takes the function {name} for a schedule, and it returned {value!r}: pass "
+            f"static_args={name!r} if it is none"
+        )
+    return value
 
 
 def set_hyperparams(opt_state: PyTree, **values: Any) -> PyTree:
@@ -261,6 +280,10 @@ def _dtype(params: PyTree) -> Any:
         return jnp.result_type(jnp.float32, *real)
 
 
+def _is_integer(value: Any) -> bool:
+    return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.integer)
+
+
 def _is_numeric(value: Any) -> bool:
     """Whether it is an array of numbers; a PRNG key is none."""
     return isinstance(value, jax.Array | np.ndarray) and jnp.issubdtype(value.dtype, jnp.number)
@@ -279,8 +302,15 @@ def _fitted(name: str, value: Any, old: Any) -> Any:
         check_learning_rate(value)
     if is_static_number(value) and not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, got {value}")
+    dtype = jnp.asarray(old).dtype
+    whole = is_static_number(value) and value == int(value)
+    if jnp.issubdtype(dtype, jnp.integer) and not whole and not _is_integer(value):
+        raise ValueError(
+            f"{name} lies in the state as an integer and got {value!r}: build the optimizer with a float"
+        )
     try:
-        return jnp.broadcast_to(jnp.asarray(value, dtype=jnp.asarray(old).dtype), jnp.shape(old))
+        # A copy: the same array in two places of a state could not be donated.
+        return jnp.array(jnp.broadcast_to(jnp.asarray(value, dtype=dtype), jnp.shape(old)))
     except (ValueError, TypeError):
         got = f"an array of shape {value.shape}" if hasattr(value, "shape") else repr(value)
         raise ValueError(

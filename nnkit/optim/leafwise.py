@@ -51,6 +51,7 @@ def leafwise(
     >>> leafwise("here", lambda u, s: (-u, s + u), *trees)
     ({'w': Array([-1., -1.], dtype=float32)}, {'w': Array([2., 2.], dtype=float32)})
     """
+    updates = {n: packing.unpack(u) for n, u in updates.items()}
     reads = {n: packing.unpack(r) for n, r in (reads or {}).items()}
     states = states or {}
     layouts = {s.layout for s in states.values() if isinstance(s, packing.Packed)}

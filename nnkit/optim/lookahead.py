@@ -12,6 +12,7 @@ from nnkit.optim.combine import tolerant
 from nnkit.optim.conditional import check_count, of_dtype
 from nnkit.optim.leafwise import check_state, leafwise
 from nnkit.optim.scalars import Scalar, as_scalar
+from nnkit.packing import packed_like, unpack
 from nnkit.types import GradientTransformation, PyTree
 
 __all__ = ["LookaheadParams", "LookaheadState", "lookahead"]
@@ -119,7 +120,8 @@ def lookahead(
         if reset_state:
             start = fast_optimizer.init(params.fast)
             renewed = lambda new, old: jnp.where(sync, of_dtype(old, new), new)
-            fast_state = jax.tree.map(renewed, fast_state, start)
+            plain = jax.tree.map(renewed, unpack(fast_state), unpack(start))
+            fast_state = packed_like(plain, fast_state)
         new_state = state._replace(fast_state=fast_state, steps_since_sync=jnp.where(sync, 0, steps))
         return LookaheadParams(fast=fast_update, slow=slow_update), new_state
 

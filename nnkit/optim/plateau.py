@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from nnkit.optim.note import attach, note_of, with_note
 from nnkit.optim.scalars import Scalar, as_scalar, increment
 from nnkit.types import GradientTransformation, PyTree
 
-__all__ = ["ReduceLROnPlateauState", "reduce_on_plateau", "report"]
+__all__ = ["ReduceLROnPlateauState", "monitors", "reduce_on_plateau", "report"]
 
 
 class ReduceLROnPlateauState(NamedTuple):
@@ -149,10 +150,13 @@ def reduce_on_plateau(
         real = [jnp.finfo(x.dtype).dtype for x in map(jnp.asarray, jax.tree.leaves(params))]
         with jax.numpy_dtype_promotion("standard"):
             dtype = jnp.result_type(jnp.float32, *real)
-        zero = jnp.zeros([], jnp.int32)
+        # Each count a buffer of its own, so that the state can be donated.
+        zero = partial(jnp.zeros, [], jnp.int32)
         kind = ReduceLROnPlateauState if monitor is None else _MonitoredState
         worst = jnp.inf if mode == "min" else -jnp.inf
-        state = kind(jnp.ones([], dtype), jnp.asarray(worst, dtype), zero, zero, zero, jnp.zeros([], dtype))
+        state = kind(
+            jnp.ones([], dtype), jnp.asarray(worst, dtype), zero(), zero(), zero(), jnp.zeros([], dtype)
+        )
         return attach(state, _arrays(rule, dtype))
 
     def update(
@@ -165,6 +169,13 @@ def reduce_on_plateau(
                 f"reduce_on_plateau got the state of one with {has}: pass what its own init or update returned"
             )
         if monitor is not None:
+            kept = note_of(state)
+            if kept is not None and kept[-3:] != rule[-3:]:
+                raise TypeError(
+                    f"reduce_on_plateau(mode={mode!r}, relative_to={relative_to!r}, monitor={monitor!r}) got the "
+                    f"state of one with {kept.mode!r}, {kept.relative_to!r}, {kept.monitor!r}: pass its own, a "
+                    "plateau begins anew with init"
+                )
             state = attach(state, _arrays(rule, state.scale.dtype))
         elif value is None:
             raise ValueError(f"reduce_on_plateau needs the metric's value: {_CALL}, or name a monitor")
@@ -175,6 +186,13 @@ def reduce_on_plateau(
         return scaled[0], state
 
     return GradientTransformation(init, update)
+
+
+def monitors(opt_state: PyTree) -> list[str]:
+    """The metrics that plateaus in the state are told of by :func:`report`."""
+    parts = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, _MonitoredState))
+    rules = [note_of(part) for part in parts if isinstance(part, _MonitoredState)]
+    return [rule.monitor for rule in rules if rule is not None]
 
 
 def report(opt_state: PyTree, metrics: Mapping[str, Array | float]) -> PyTree:
@@ -257,12 +275,9 @@ def _step(state: Any, value: Any, rule: _Rule) -> Any:
 
 def _arrays(rule: _Rule, dtype: Any) -> _Rule:
     """The rule with its numbers as arrays; a state in a loop keeps their dtypes."""
-    floats = {
-        name: jnp.asarray(getattr(rule, name), dtype) for name in ("factor", "rtol", "atol", "min_scale")
-    }
+    floats = {name: jnp.array(getattr(rule, name), dtype) for name in ("factor", "rtol", "atol", "min_scale")}
     counts = {
-        name: jnp.asarray(getattr(rule, name), jnp.int32)
-        for name in ("limit", "cooldown", "accumulation_size")
+        name: jnp.array(getattr(rule, name), jnp.int32) for name in ("limit", "cooldown", "accumulation_size")
     }
     return rule._replace(**floats, **counts)
 

@@ -56,9 +56,11 @@ class Rate:
 
     Attributes:
       of: the rate from the state; None from it where the rate was traced and so is not known.
+      constant: whether it is a number, and no schedule.
     """
 
     of: Callable[[Any], Any]
+    constant: bool
 
 
 def identity() -> GradientTransformation:
@@ -165,12 +167,13 @@ def scale_by_learning_rate(
     sign = -1 if flip_sign else 1
     if callable(learning_rate):
         inner = scale_by_schedule(lambda step: sign * _value(learning_rate, step))
-        rate = Rate(lambda state: schedule_at(learning_rate, state.count))
+        traced = _is_traced(learning_rate)
+        rate = Rate(lambda state: None if traced else schedule_at(learning_rate, state.count), constant=False)
     else:
         value = check_learning_rate(learning_rate)
         inner = scale(sign * value)
         known = None if isinstance(value, Tracer) else value
-        rate = Rate(lambda _: known)
+        rate = Rate(lambda _: known, constant=True)
 
     def init(params: PyTree) -> PyTree:
         return attach(inner.init(params), rate)
@@ -260,6 +263,15 @@ def schedule_at(schedule: Any, count: Array) -> Array:
     if jnp.ndim(count) == 0:
         return _value(schedule, count)
     return jax.vmap(lambda c: schedule_at(schedule, c))(count)
+
+
+def _is_traced(schedule: Any) -> bool:
+    """Whether a schedule has traced numbers in it, which are no more once their transformation has ended."""
+    try:
+        with jax.ensure_compile_time_eval():
+            return isinstance(schedule(jnp.int32(0)), Tracer)
+    except Exception:  # what is wrong with it, the first update says in its own words
+        return False
 
 
 def _selected(params: PyTree, mask: PyTree | Callable[[PyTree], PyTree] | None) -> PyTree:

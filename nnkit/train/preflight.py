@@ -9,6 +9,7 @@ import numpy as np
 
 from nnkit.data import Splits, check_batch_size, check_data
 from nnkit.optim import report
+from nnkit.optim.plateau import monitors
 from nnkit.types import PyTree, Trainer, TrainState
 
 __all__ = [
@@ -109,9 +110,12 @@ def check_monitored(
     trainer: Trainer, ts: TrainState, arrays: PyTree, batch_size: int, held_out: PyTree | None
 ) -> None:
     """Tries a report of the metrics that an epoch will have, so that a plateau's monitor is found now."""
+    if not monitors(ts.opt_state):
+        return
     _, metrics = jax.eval_shape(trainer.step, ts, specs(arrays, batch_size))
     if held_out is not None:
-        found = jax.eval_shape(trainer.evaluate, ts, specs(held_out, 1))
+        n = min(number_of_examples(held_out), 1000)
+        found = jax.eval_shape(trainer.evaluate, ts, specs(held_out, n))
         metrics = metrics | {f"val_{name}": value for name, value in found.items()}
     jax.eval_shape(report, ts.opt_state, metrics)
 

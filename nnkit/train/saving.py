@@ -23,7 +23,7 @@ import numpy as np
 
 from nnkit.packing import packed_like, unpack
 from nnkit.train.files import write_atomically
-from nnkit.tree import flatten
+from nnkit.tree import flatten, path_str
 from nnkit.types import PyTree
 
 __all__ = ["DamagedFileError", "load_tree", "save_tree"]
@@ -59,13 +59,14 @@ def save_tree(path: str | os.PathLike[str], tree: PyTree) -> None:
     ...     load_tree(f"{folder}/a.npz")
     {'dense_0': {'bias': Array([1., 1.], dtype=float32)}, 'epoch': 3}
     """
-    leaves = flatten(tree)
-    entries = {name: _describe(name, leaf) for name, leaf in leaves.items()}
-    for name, leaf in leaves.items():
+    for path_to, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if isinstance(leaf, jax.Array) and leaf.is_deleted():
             raise ValueError(
-                f"leaf {name!r} was donated to a compiled function: save the state which that returned"
+                f"leaf {path_str(path_to)!r} was donated to a compiled function: save the state which that "
+                "returned"
             )
+    leaves = flatten(tree)
+    entries = {name: _describe(name, leaf) for name, leaf in leaves.items()}
     write_atomically(path, lambda file: _write(file, leaves, entries))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import importlib.util
 import json
 import signal
@@ -108,14 +109,19 @@ def test_prediction_notices_other_parameters_and_other_records(finished, tmp_pat
 
 def test_an_interrupted_run_leaves_whole_files(tmp_path):
     command = [sys.executable, str(SCRIPT), "--runs", str(tmp_path), "--epochs", "100000", "--hidden", "16"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    # A shell has its background jobs ignore SIGINT, and they hand that down.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=heed)
     metrics = tmp_path / "digits-mlp-seed0" / "metrics.csv"
     deadline = time.monotonic() + 120
     while not metrics.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    try:
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "interrupted: the epochs so far are in" in stderr
     assert "Traceback" not in stderr

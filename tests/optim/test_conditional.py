@@ -283,3 +283,17 @@ def test_a_run_of_scanned_steps() -> None:
         expected.append(u)
     assert ulps(updates, stack(expected)) <= 2
     assert int(state[1].total_notfinite) == int(loop[1].total_notfinite) > 0
+
+
+@pytest.mark.parametrize("make", [lambda: optim.apply_if_finite(optim.sgd(0.1), 2)])
+def test_inside_shard_map(make: Any) -> None:
+    """A population over a mesh of one device: what varies over an axis does so in both branches."""
+    tx, mesh = make(), jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    params = {"w": jnp.ones((2, 4))}
+    state = jax.vmap(tx.init)(params)
+    spec = jax.sharding.PartitionSpec("d")
+    run = jax.shard_map(
+        lambda p, s: jax.vmap(tx.update)(p, s, p), mesh=mesh, in_specs=(spec, spec), out_specs=spec
+    )
+    updates, _ = jax.jit(run)(params, state)
+    np.testing.assert_allclose(updates["w"], -0.1, rtol=1e-6)

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from nnkit import optim
+from nnkit import optim, tree
 from tests.optim.oracle import optax_jit, parameters, rough_gradients, smooth_gradients, trajectory, ulps
 
 PARAMS = {"w": jnp.array([1.0, -2.0])}
@@ -277,3 +277,68 @@ def test_the_state_of_another() -> None:
         tx.update(GRADS, optim.adam(0.1).init(PARAMS), PARAMS)
     with pytest.raises(TypeError, match=r"got a state of learning_rate.*, this optimizer has b1"):
         tx.update(GRADS, optim.inject_hyperparams(optim.sgd)(0.1).init(PARAMS), PARAMS)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: jax.vmap(lambda r: optim.sgd(optim.linear_schedule(r, 0.0, 10)).init(PARAMS))(jnp.ones(2)),
+        lambda: optim.inject_hyperparams(lambda peak: optim.sgd(optim.cosine_decay_schedule(peak, 9)))(
+            0.1
+        ).init(PARAMS),
+        lambda: optim.inject_hyperparams(lambda lr: optim.sgd(lr))(0.1).init(PARAMS),
+        lambda: optim.inject_hyperparams(
+            lambda learning_rate: optim.sgd(optim.linear_schedule(0.0, learning_rate, 10))
+        )(0.1).init(PARAMS),
+        lambda: optim.inject_hyperparams(
+            lambda learning_rate: optim.partition(
+                {"a": optim.sgd(learning_rate), "b": optim.sgd(learning_rate * 0.1)}, {"w": "a"}
+            )
+        )(0.1).init(PARAMS),
+    ],
+)
+def test_rates_made_of_traced_or_other_numbers_are_not_guessed(make: Any) -> None:
+    with pytest.raises(ValueError, match="was traced where the optimizer was built"):
+        optim.learning_rate(make())
+
+
+def test_masked_parts_with_a_rate_each() -> None:
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    first, second = {"a": True, "b": False}, {"a": False, "b": True}
+    tx = optim.chain(optim.masked(optim.sgd(0.1), first), optim.masked(optim.sgd(0.01), second))
+    state = tx.init(params)
+    with pytest.raises(ValueError, match="parts of the parameters have rates of their own"):
+        optim.learning_rate(state)
+    np.testing.assert_allclose([float(optim.learning_rate(part)) for part in state], [0.1, 0.01], rtol=1e-6)
+
+
+def test_a_partition_within_a_partition() -> None:
+    params = {"a": jnp.ones((2, 2)), "z": jnp.ones(2)}
+    tx = optim.partition({"m": optim.muon(1e-3), "z": optim.sgd(0.1)}, {"a": "m", "z": "z"})
+    rates = optim.learning_rate(tx.init(params))
+    assert set(rates) == {"m", "z"}
+    np.testing.assert_allclose(jax.tree.leaves(rates["m"]), 1e-3, rtol=1e-6)
+    np.testing.assert_allclose(rates["z"], 0.1, rtol=1e-6)
+
+
+def test_integers_in_the_state_are_not_truncated() -> None:
+    state = optim.inject_hyperparams(optim.adamw)(1e-3, weight_decay=0).init(PARAMS)
+    with pytest.raises(ValueError, match=r"weight_decay lies in the state as an integer and got 0.1: build"):
+        optim.set_hyperparams(state, weight_decay=0.1)
+    assert int(optim.set_hyperparams(state, weight_decay=1).hyperparams["weight_decay"]) == 1
+
+
+def test_one_array_set_in_two_places_can_be_donated() -> None:
+    inject = optim.inject_hyperparams
+    tx = optim.chain(inject(optim.sgd)(0.1), inject(optim.sgd)(0.1))
+    state = optim.set_hyperparams(tx.init(PARAMS), learning_rate=jnp.float32(0.5))
+    updates, _ = jax.jit(lambda s: tx.update(GRADS, s, PARAMS), donate_argnums=0)(state)
+    np.testing.assert_allclose(updates["w"], 0.25 * GRADS["w"])
+
+
+def test_what_is_no_number_or_no_schedule_is_said_when_it_is_built() -> None:
+    with pytest.raises(ValueError, match="ns_steps must be") as caught:
+        optim.inject_hyperparams(optim.muon)(1e-3)
+    assert "name in static_args those that must stay" in "".join(caught.value.__notes__)
+    with pytest.raises(TypeError, match=r"takes the function mask for a schedule.*static_args='mask'"):
+        optim.inject_hyperparams(optim.adamw)(1e-3, mask=tree.decayed)

@@ -666,3 +666,22 @@ def test_bad_reports() -> None:
         optim.report(state, {"validation_loss": jnp.ones(2)})
     with raises(TypeError, "reduce_on_plateau: the metric 'validation_loss' must be a number, got None"):
         optim.report(state, {"validation_loss": None})  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("monitor", [None, "loss"])
+def test_a_fresh_state_can_be_donated(monitor: str | None) -> None:
+    factor = jnp.float32(0.5)
+    tx = optim.chain(optim.sgd(0.1), optim.reduce_on_plateau(factor, 2, monitor=monitor))
+    params = {"w": jnp.ones(2)}
+    extra = {} if monitor else {"value": jnp.float32(1.0)}
+    update = jax.jit(lambda g, s: tx.update(g, s, **extra), donate_argnums=1)
+    updates, _ = update(params, tx.init(params))
+    np.testing.assert_allclose(updates["w"], -0.1, rtol=1e-6)
+    assert float(factor) == 0.5
+
+
+def test_the_state_of_another_monitor() -> None:
+    params = {"w": jnp.ones(2)}
+    state = optim.reduce_on_plateau(monitor="val_loss").init(params)
+    with pytest.raises(TypeError, match=r"monitor='loss'\) got the state of one with 'min', .*'val_loss'"):
+        optim.reduce_on_plateau(monitor="loss").update(params, state)

@@ -417,3 +417,15 @@ def test_the_optimizer_gets_the_loss_and_how_to_compute_it():
         with jax.numpy_dtype_promotion("standard"):
             _, history = train.fit(run, (x, 2 * x), epochs=20, key=jax.random.key(0), batch_size=32)
         assert history[-1]["loss"] < 0.5 * history[0]["loss"]
+
+
+def test_an_evaluation_that_needs_several_examples():
+    def objective(params, state, batch, *, key, train):
+        if batch.shape[0] < 2:
+            raise ValueError("needs pairs")
+        return jnp.mean((params["w"] * batch) ** 2), (state, {})
+
+    run = train.trainer(objective, optimizer=optim.sgd(0.1), init=lambda key, x: ({"w": jnp.ones(())}, {}))
+    x = np.ones((8, 1), np.float32)
+    _, history = train.fit(run, x, epochs=1, key=jax.random.key(0), batch_size=4, validation=x)
+    assert "val_loss" in history[0]
