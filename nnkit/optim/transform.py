@@ -167,8 +167,7 @@ def scale_by_learning_rate(
     sign = -1 if flip_sign else 1
     if callable(learning_rate):
         inner = scale_by_schedule(lambda step: sign * _value(learning_rate, step))
-        traced = _is_traced(learning_rate)
-        rate = Rate(lambda state: None if traced else schedule_at(learning_rate, state.count), constant=False)
+        rate = Rate(lambda state: _rate_at(learning_rate, state.count), constant=False)
     else:
         value = check_learning_rate(learning_rate)
         inner = scale(sign * value)
@@ -265,13 +264,12 @@ def schedule_at(schedule: Any, count: Array) -> Array:
     return jax.vmap(lambda c: schedule_at(schedule, c))(count)
 
 
-def _is_traced(schedule: Any) -> bool:
-    """Whether a schedule has traced numbers in it, which are no more once their transformation has ended."""
+def _rate_at(schedule: Any, count: Array) -> Array | None:
+    """The rate, or None where the schedule was made of traced numbers that are no more."""
     try:
-        with jax.ensure_compile_time_eval():
-            return isinstance(schedule(jnp.int32(0)), Tracer)
-    except Exception:  # what is wrong with it, the first update says in its own words
-        return False
+        return schedule_at(schedule, count)
+    except jax.errors.UnexpectedTracerError:
+        return None
 
 
 def _selected(params: PyTree, mask: PyTree | Callable[[PyTree], PyTree] | None) -> PyTree:
