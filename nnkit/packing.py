@@ -38,6 +38,8 @@ class Layout:
         for i, (shape, dtype) in enumerate(zip(shapes, dtypes, strict=True)):
             small = math.prod(shape) <= SMALL
             (self.groups.setdefault(dtype, []) if small else self.large).append(i)
+        self.names = [f"packed {dtype}" for dtype in self.groups] + [f"leaf {i}" for i in self.large]
+        self.widths = [sum(math.prod(shapes[i]) for i in members) for members in self.groups.values()]
         self._key = (structure, shapes, dtypes)
         self._hash = hash(self._key)
 
@@ -68,9 +70,7 @@ class Packed:
         self.parts, self.layout = parts, layout
 
     def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], Layout]:
-        names = [f"packed {dtype}" for dtype in self.layout.groups]
-        names += [f"leaf {i}" for i in self.layout.large]
-        keys = [jax.tree_util.DictKey(name) for name in names]
+        keys = [jax.tree_util.DictKey(name) for name in self.layout.names]
         return list(zip(keys, self.parts, strict=True)), self.layout
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], Layout]:
@@ -100,13 +100,11 @@ class Packed:
 
     def __repr__(self) -> str:
         # A map over the tree may have put anything in the parts' places.
-        widths = [sum(math.prod(self.layout.shapes[i]) for i in g) for g in self.layout.groups.values()]
+        widths = self.layout.widths
         shapes = [getattr(part, "shape", ()) for part in self.parts[: len(widths)]]
         if [tuple(shape)[-1:] for shape in shapes] == [(width,) for width in widths]:
             return f"Packed({unpack(self)!r})"
-        names = [f"packed {dtype}" for dtype in self.layout.groups]
-        names += [f"leaf {i}" for i in self.layout.large]
-        return f"Packed({dict(zip(names, self.parts, strict=True))!r})"
+        return f"Packed({dict(zip(self.layout.names, self.parts, strict=True))!r})"
 
 
 def plan(tree: PyTree) -> Layout | None:

@@ -6,6 +6,7 @@ the number of its axes: in a stacked population of networks a bias has one axis 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -113,7 +114,40 @@ def nbytes(tree: PyTree) -> int:
 def global_norm(tree: PyTree) -> Float[Array, ""]:
     """The Euclidean norm of all leaves taken as one vector, sqrt(sum of |x|²).
 
+    It has the leaves' dtype; half precision is summed in float32. Its derivative at 0 is 0, not NaN.
+
     >>> float(global_norm({"a": jnp.array([3.0]), "b": jnp.array([4.0])}))
     5.0
     """
-    return jnp.sqrt(sum(jnp.sum(jnp.square(jnp.abs(x))) for x in jax.tree.leaves(tree)))
+    leaves = jax.tree.leaves(tree)
+    with jax.numpy_dtype_promotion("standard"):  # leaves may differ in dtype
+        dtype = jnp.zeros([], jnp.result_type(*leaves)).real.dtype if leaves else jnp.float32
+        return root([sum_of_squares(x) for x in leaves]).astype(dtype)
+
+
+def wide(dtype: Any) -> Any:
+    """The dtype to sum in: float32 for the half precisions."""
+    return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
+
+
+def sum_of_squares(x: Any, axis: Any = None, keepdims: bool = False) -> Array:
+    """The sum of |x|² over the axes, in the dtype of :func:`wide`.
+
+    >>> float(sum_of_squares(jnp.array([3.0, 4.0j])))
+    25.0
+    """
+    x = jnp.asarray(x)
+    x = x.astype(wide(x.dtype))
+    squares = jnp.square(x.real) + jnp.square(x.imag) if jnp.iscomplexobj(x) else jnp.square(x)
+    return jnp.sum(squares, axis=axis, keepdims=keepdims)
+
+
+def root(sums: list[Array]) -> Array:
+    """The root of the sum, with the derivative 0 where it is 0.
+
+    >>> float(root([jnp.float32(9.0), jnp.float32(16.0)]))
+    5.0
+    """
+    total = functools.reduce(jnp.add, sums) if sums else jnp.zeros([], jnp.float32)
+    zero = total == 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, total)))

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from nnkit.optim.clip import sum_of_squares
 from nnkit.optim.combine import tolerant
 from nnkit.optim.conditional import check_count, update_if
 from nnkit.optim.leafwise import check_params, check_state, filled, leafwise
 from nnkit.optim.scalars import Scalar, as_scalar, check_dtype, increment
+from nnkit.tree import sum_of_squares
 from nnkit.types import GradientTransformation, PyTree
 
 __all__ = [

@@ -26,6 +26,7 @@ from nnkit.types import GradientTransformation, PyTree, ScalarOrSchedule
 __all__ = [
     "ScaleByAdamState",
     "adam",
+    "adam_state",
     "adamw",
     "check_averages",
     "check_weight_decay",
@@ -81,10 +82,7 @@ def scale_by_adam(
     mu_dtype, nu_dtype = check_dtype(mu_dtype, "mu_dtype"), check_dtype(nu_dtype, "nu_dtype")
 
     def init(params: PyTree) -> ScaleByAdamState:
-        check_params("scale_by_adam", params)
-        zero = jnp.zeros([], jnp.int32)
-        mu, nu = filled(params, dtype=mu_dtype), filled(params, dtype=nu_dtype)
-        return ScaleByAdamState(count=zero, mu=mu, nu=nu)
+        return adam_state("scale_by_adam", params, mu_dtype, nu_dtype)
 
     def update(
         updates: PyTree, state: PyTree, params: PyTree | None = None, **_: Any
@@ -236,6 +234,13 @@ def adamw(
         add_decayed_weights(weight_decay, mask),
         scale_by_learning_rate(learning_rate),
     )
+
+
+def adam_state(where: str, params: PyTree, mu_dtype: Any = None, nu_dtype: Any = None) -> ScaleByAdamState:
+    """The state at the start of Adam and of those with a state like it."""
+    check_params(where, params)
+    mu, nu = filled(params, dtype=mu_dtype), filled(params, dtype=nu_dtype)
+    return ScaleByAdamState(count=jnp.zeros([], jnp.int32), mu=mu, nu=nu)
 
 
 def check_averages(b1: Any, b2: Any, eps: Any = 0.0, eps_root: Any = 0.0) -> tuple[Any, Any, Any, Any]:

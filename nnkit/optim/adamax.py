@@ -8,9 +8,16 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from nnkit.optim.adam import ScaleByAdamState, check_averages, check_weight_decay, divided, widened
+from nnkit.optim.adam import (
+    ScaleByAdamState,
+    adam_state,
+    check_averages,
+    check_weight_decay,
+    divided,
+    widened,
+)
 from nnkit.optim.combine import chain
-from nnkit.optim.leafwise import check_params, check_state, filled, leafwise
+from nnkit.optim.leafwise import check_state, leafwise
 from nnkit.optim.scalars import Scalar, check_dtype, check_learning_rate, increment, total_weight
 from nnkit.optim.transform import add_decayed_weights, scale_by_learning_rate
 from nnkit.types import GradientTransformation, PyTree, ScalarOrSchedule
@@ -41,9 +48,7 @@ def scale_by_adamax(
     nu_dtype = check_dtype(nu_dtype, "nu_dtype")
 
     def init(params: PyTree) -> ScaleByAdamState:
-        check_params("scale_by_adamax", params)
-        zero = jnp.zeros([], jnp.int32)
-        return ScaleByAdamState(count=zero, mu=filled(params), nu=filled(params, dtype=nu_dtype))
+        return adam_state("scale_by_adamax", params, nu_dtype=nu_dtype)
 
     def update(
         updates: PyTree, state: PyTree, params: PyTree | None = None, **_: Any

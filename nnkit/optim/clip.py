@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from nnkit import tree
 from nnkit.optim.leafwise import check_params, leafwise
 from nnkit.optim.scalars import Scalar, as_scalar
 from nnkit.optim.transform import EmptyState
+from nnkit.tree import root, sum_of_squares, wide
 from nnkit.types import GradientTransformation, PyTree
 
 __all__ = [
@@ -22,7 +23,6 @@ __all__ = [
     "clip_by_block_rms",
     "clip_by_global_norm",
     "global_norm",
-    "sum_of_squares",
     "unitwise_norm",
 ]
 
@@ -36,10 +36,7 @@ def global_norm(updates: PyTree) -> Float[Array, ""]:
     >>> float(optim.global_norm({"a": jnp.array([3.0]), "b": jnp.array(4.0 + 12.0j)}))
     13.0
     """
-    leaves = jax.tree.leaves(updates)
-    with jax.numpy_dtype_promotion("standard"):  # leaves may differ in dtype
-        dtype = jnp.zeros([], jnp.result_type(*leaves)).real.dtype if leaves else jnp.float32
-        return _norm([sum_of_squares(x) for x in leaves]).astype(dtype)
+    return tree.global_norm(updates)
 
 
 def clip(max_delta: Scalar) -> GradientTransformation:
@@ -92,7 +89,7 @@ def clip_by_global_norm(max_norm: Scalar) -> GradientTransformation:
     bound = as_scalar(max_norm, "max_norm", "[0, inf]", "it is the largest norm that the updates may have")
 
     def clipped(updates: PyTree, _: Any) -> PyTree:
-        norm = _norm([sum_of_squares(x) for x in jax.tree.leaves(updates)])
+        norm = root([sum_of_squares(x) for x in jax.tree.leaves(updates)])
         factor = _shrink(norm, bound)
         leaf = lambda u: ((u * factor).astype(u.dtype),)
         return leafwise("clip_by_global_norm", leaf, {"updates": updates})[0]
@@ -121,7 +118,7 @@ def clip_by_block_rms(threshold: Scalar) -> GradientTransformation:
     bound = as_scalar(threshold, "threshold", "[0, inf]", "it is the largest root mean square of a leaf")
 
     def leaf(u: Array) -> Array:
-        rms = _norm([sum_of_squares(u) / max(u.size, 1)])
+        rms = root([sum_of_squares(u) / max(u.size, 1)])
         return (u * _shrink(rms, bound)).astype(u.dtype)
 
     return _stateless("clip_by_block_rms", lambda updates, _: _each("clip_by_block_rms", leaf, updates))
@@ -208,7 +205,7 @@ def _unit_norms(x: Array, axis: int | tuple[int, ...] | None) -> Array:
                 f"a parameter of shape {x.shape} has more than five axes, of which the units are not known: "
                 "say what to sum over, axis=(0, 1) for instance"
             )
-    return _norm([sum_of_squares(x, axis, keepdims=True)])
+    return root([sum_of_squares(x, axis, keepdims=True)])
 
 
 def centralize(*, unit_axis: int = 0) -> GradientTransformation:
@@ -238,8 +235,8 @@ def centralize(*, unit_axis: int = 0) -> GradientTransformation:
         if u.ndim < 2 or u.size == 0:
             return u
         axes = tuple(i for i in range(u.ndim) if i != unit_axis % u.ndim)
-        wide = u.astype(_wide(u.dtype))
-        return (wide - wide.mean(axes, keepdims=True)).astype(u.dtype)
+        x = u.astype(wide(u.dtype))
+        return (x - x.mean(axes, keepdims=True)).astype(u.dtype)
 
     return _stateless("centralize", lambda updates, _: _each("centralize", leaf, updates))
 
@@ -270,25 +267,6 @@ def _each(where: str, leaf: Callable[..., Array], updates: PyTree, params: PyTre
         return u if u is None or p == (None,) else leaf(u, *map(jnp.asarray, p))
 
     return jax.tree.map(call, updates, *reads.values(), is_leaf=lambda x: x is None)
-
-
-def _wide(dtype: Any) -> Any:
-    """The dtype to sum in: float32 for the half precisions."""
-    return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
-
-
-def sum_of_squares(x: Any, axis: Any = None, keepdims: bool = False) -> Array:
-    x = jnp.asarray(x)
-    x = x.astype(_wide(x.dtype))
-    squares = jnp.square(x.real) + jnp.square(x.imag) if jnp.iscomplexobj(x) else jnp.square(x)
-    return jnp.sum(squares, axis=axis, keepdims=keepdims)
-
-
-def _norm(sums: list[Array]) -> Array:
-    """The root of the sum, with the derivative 0 where it is 0."""
-    total = functools.reduce(jnp.add, sums) if sums else jnp.zeros([], jnp.float32)
-    zero = total == 0
-    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, total)))
 
 
 def _shrink(norm: Array, bound: Scalar) -> Array:

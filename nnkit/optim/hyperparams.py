@@ -215,7 +215,7 @@ def set_hyperparams(opt_state: PyTree, **values: Any) -> PyTree:
     scheduled: set[str] = set()
 
     def visit(part: Any) -> Any:
-        if not _is_injected(part):
+        if not is_injected(part):
             return part
         states = getattr(part, "hyperparams_states", {})
         scheduled.update(states)
@@ -250,7 +250,8 @@ def injected_rate(part: Any) -> Any:
     return part.hyperparams.get("learning_rate")
 
 
-def _is_injected(part: Any) -> bool:
+def is_injected(part: Any) -> bool:
+    """Whether it is a state of :func:`inject_hyperparams`, nnkit's or optax's."""
     fields = getattr(part, "_fields", ())
     return "hyperparams" in fields and "inner_state" in fields
 
@@ -259,7 +260,7 @@ def _injected(opt_state: PyTree) -> list[Any]:
     found: list[Any] = []
 
     def visit(part: Any) -> Any:
-        if _is_injected(part):
+        if is_injected(part):
             found.append(part)
             _visit(visit, part.inner_state)
         return part
@@ -269,7 +270,7 @@ def _injected(opt_state: PyTree) -> list[Any]:
 
 
 def _visit(f: Callable[[Any], Any], tree: PyTree) -> PyTree:
-    return jax.tree.map(f, tree, is_leaf=_is_injected)
+    return jax.tree.map(f, tree, is_leaf=is_injected)
 
 
 def _dtype(params: PyTree) -> Any:

@@ -14,6 +14,7 @@ from nnkit.optim.combine import chain
 from nnkit.optim.leafwise import check_params, leafwise
 from nnkit.optim.scalars import Scalar, as_scalar, check_learning_rate
 from nnkit.optim.transform import EmptyState, add_decayed_weights, scale_by_learning_rate
+from nnkit.tree import sum_of_squares
 from nnkit.types import GradientTransformation, PyTree, ScalarOrSchedule
 
 __all__ = ["lamb", "scale_by_trust_ratio"]
@@ -131,8 +132,6 @@ def lamb(
 
 def _norm(x: Any, least: Scalar) -> Float[Array, ""]:
     """``max(‖x‖, least)``, in float32 at least, with the derivative 0 where that is ``least``."""
-    x = jnp.asarray(x)
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    squares = jnp.sum((x * x.conj()).real)
+    squares = sum_of_squares(x)
     low = jnp.sqrt(jax.lax.stop_gradient(squares)) <= least
     return jnp.where(low, least, jnp.sqrt(jnp.where(low, 1, squares)))

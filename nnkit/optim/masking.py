@@ -11,6 +11,7 @@ from jax.core import Tracer
 
 from nnkit.optim.combine import tolerant
 from nnkit.optim.leafwise import check_state
+from nnkit.optim.transform import is_function
 from nnkit.tree import path_str
 from nnkit.types import GradientTransformation, PyTree
 
@@ -128,7 +129,7 @@ def partition(
     }
 
     def parts(params: PyTree) -> dict[Hashable, GradientTransformation]:
-        labels = param_labels(params) if _is_function(param_labels) else param_labels
+        labels = param_labels(params) if is_function(param_labels) else param_labels
         for path, label in jax.tree_util.tree_leaves_with_path(labels):
             if label not in members:
                 raise ValueError(
@@ -170,7 +171,7 @@ class _OtherForm(ValueError):
 
 def _evaluated(mask: PyTree | Callable[[PyTree], PyTree], params: PyTree) -> PyTree:
     """The mask for ``params``, of Python bools."""
-    return jax.tree.map(_flag, mask(params) if _is_function(mask) else mask)
+    return jax.tree.map(_flag, mask(params) if is_function(mask) else mask)
 
 
 def _flag(keep: Any) -> bool:
@@ -179,12 +180,6 @@ def _flag(keep: Any) -> bool:
     if not isinstance(keep, bool | np.bool_) and getattr(keep, "dtype", None) != np.bool_:
         raise TypeError(f"masked: a mask must hold True and False, got {type(keep).__name__}")
     return bool(keep)
-
-
-def _is_function(tree: Any) -> bool:
-    """Whether ``tree`` is called for the mask: not if it is a module, a callable tree, of bools."""
-    leaves = jax.tree.leaves(tree)
-    return bool(leaves) and all(callable(leaf) for leaf in leaves)
 
 
 def _hide(flags: PyTree, tree: PyTree) -> PyTree:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from nnkit.optim.matrices import MuonDimensionNumbers, axes, fans
 from nnkit.optim.scalars import Scalar, as_scalar, quotient
+from nnkit.tree import root, sum_of_squares
 
 __all__ = [
     "COEFFICIENTS",
@@ -132,13 +133,13 @@ def check_iteration(ns_steps: Any, preconditioning: Any, eps: Any) -> Any:
 
 def _iterated(m: Array, rows: list[Array], preconditioning: Preconditioning, eps: Scalar) -> Array:
     if preconditioning == "frobenius":
-        m = quotient(m, (_norm(m) + eps).astype(m.dtype), eps)
+        m = quotient(m, (root([sum_of_squares(m)]) + eps).astype(m.dtype), eps)
     elif preconditioning == "spectral":
         largest = jnp.linalg.norm(m.astype(jnp.promote_types(m.dtype, jnp.float32)), ord=2)
         m = quotient(m, (largest + eps).astype(m.dtype), eps)
     gram = m @ m.T.conj()
     if preconditioning in ("aol", "schatten"):
-        size = jnp.abs(gram).sum(axis=-1) if preconditioning == "aol" else _norm(gram)[None]
+        size = jnp.abs(gram).sum(axis=-1) if preconditioning == "aol" else root([sum_of_squares(gram)])[None]
         least = max(1e-8, float(jnp.finfo(m.dtype).tiny))
         s = jax.lax.rsqrt(jnp.maximum(size.astype(gram.real.dtype), least)).astype(m.dtype)[:, None]
         m, gram = m * s, gram * s * s.T if preconditioning == "aol" else gram * (s * s)
@@ -147,11 +148,3 @@ def _iterated(m: Array, rows: list[Array], preconditioning: Preconditioning, eps
             gram = m @ m.T.conj()
         m = a * m + (b * gram + c * gram @ gram) @ m
     return m
-
-
-def _norm(m: Array) -> Array:
-    """The Frobenius norm, in float32 at least, with the derivative 0 at 0."""
-    m = m.astype(jnp.promote_types(m.dtype, jnp.float32))
-    squares = jnp.sum((m * m.conj()).real)
-    zero = squares == 0
-    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, squares)))

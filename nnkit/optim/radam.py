@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from nnkit.checks import is_static_number
-from nnkit.optim.adam import ScaleByAdamState, check_averages, divided, mean_square, widened
+from nnkit.optim.adam import ScaleByAdamState, adam_state, check_averages, divided, mean_square, widened
 from nnkit.optim.combine import chain
-from nnkit.optim.leafwise import check_params, check_state, filled, leafwise
+from nnkit.optim.leafwise import check_state, leafwise
 from nnkit.optim.scalars import (
     Scalar,
     as_scalar,
@@ -58,9 +58,7 @@ def scale_by_radam(
     nu_dtype = check_dtype(nu_dtype, "nu_dtype")
 
     def init(params: PyTree) -> ScaleByAdamState:
-        check_params("scale_by_radam", params)
-        zero = jnp.zeros([], jnp.int32)
-        return ScaleByAdamState(count=zero, mu=filled(params), nu=filled(params, dtype=nu_dtype))
+        return adam_state("scale_by_radam", params, nu_dtype=nu_dtype)
 
     def update(
         updates: PyTree, state: PyTree, params: PyTree | None = None, **_: Any

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from nnkit.optim.hyperparams import injected_rate
+from nnkit.optim.hyperparams import injected_rate, is_injected
 from nnkit.optim.note import note_of
 from nnkit.optim.plateau import ReduceLROnPlateauState
 from nnkit.optim.transform import Rate
@@ -77,7 +77,7 @@ def _factors(state: Any, injected: bool = False) -> list[Any]:
         return [note.of(state)] if not injected else [] if note.constant else [None]
     if fields == ReduceLROnPlateauState._fields:
         return [state.scale]
-    if fields is not None and "hyperparams" in fields and "inner_state" in fields:
+    if is_injected(state):
         rate = injected_rate(state)
         if rate is not None:
             return [rate, *_factors(state.inner_state, injected=True)]

@@ -25,6 +25,7 @@ __all__ = [
     "WeightDecaySchedule",
     "add_decayed_weights",
     "identity",
+    "is_function",
     "scale",
     "scale_by_learning_rate",
     "scale_by_schedule",
@@ -272,12 +273,17 @@ def _rate_at(schedule: Any, count: Array) -> Array | None:
         return None
 
 
+def is_function(tree: Any) -> bool:
+    """Whether a mask or labels are a function of the parameters: not if it is a module, a callable tree, of them."""
+    leaves = jax.tree.leaves(tree)
+    return callable(tree) and bool(leaves) and all(callable(leaf) for leaf in leaves)
+
+
 def _selected(params: PyTree, mask: PyTree | Callable[[PyTree], PyTree] | None) -> PyTree:
     """``params`` with None where ``mask`` says False."""
     if mask is None:
         return params
-    functions = [callable(leaf) for leaf in jax.tree.leaves(mask)]
-    flags = mask(params) if callable(mask) and functions and all(functions) else mask
+    flags = mask(params) if is_function(mask) else mask
 
     def select(keep: Any, part: PyTree) -> PyTree:
         if not isinstance(keep, bool | np.bool_):

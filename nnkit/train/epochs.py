@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -166,7 +165,9 @@ def _train_steps(
     return jax.lax.fori_loop(0, count, body, (ts, room))
 
 
-_jit = partial(jax.jit, static_argnames=("trainer", "batch_size", "capacity"), donate_argnames=("ts",))
+_jit = functools.partial(
+    jax.jit, static_argnames=("trainer", "batch_size", "capacity"), donate_argnames=("ts",)
+)
 train_steps = _jit(_train_steps)
 
 

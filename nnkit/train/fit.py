@@ -107,8 +107,7 @@ def fit(
             f"fit(epochs={epochs}) has nothing to do: the state has taken {done} steps, which are "
             f"{done / steps:g} epochs; epochs counts those too"
         )
-    check_steps(trainer, ts, arrays, batch_size, tail)
-    check_monitored(trainer, ts, arrays, batch_size, held_out)
+    check_monitored(trainer, ts, check_steps(trainer, ts, arrays, batch_size, tail), held_out)
     arrays, held_out = jax.tree.map(jnp.asarray, (arrays, held_out))
     history: list[dict[str, Any]] = []
     with progress_bar(progress, epochs=epochs, steps=steps, done=done, batch_size=batch_size) as bar:
@@ -124,12 +123,11 @@ def fit(
                 steps_per_call=steps_per_call,
                 on_chunk=bar.advance if bar.watches_steps else None,
             )
-            row = {"epoch": epoch + 1, "step": int(ts.step), **means}
             if held_out is not None:
                 found = evaluate_arrays(trainer, ts, held_out)
-                row.update({f"val_{name}": value for name, value in found.items()})
-            metrics = {name: value for name, value in row.items() if name not in ("epoch", "step")}
-            ts = ts._replace(opt_state=report(ts.opt_state, metrics))
+                means |= {f"val_{name}": value for name, value in found.items()}
+            ts = ts._replace(opt_state=report(ts.opt_state, means))
+            row = {"epoch": epoch + 1, "step": int(ts.step), **means}
             row["seconds"] = time.perf_counter() - started
             history.append(row)
             bar.epoch(row)

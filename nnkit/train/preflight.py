@@ -91,8 +91,13 @@ def specs(arrays: PyTree, batch_size: int) -> PyTree:
     )
 
 
-def check_steps(trainer: Trainer, ts: TrainState, arrays: PyTree, batch_size: int, tail: int) -> None:
-    """Traces a full and an uneven last step, so that what is wrong with either is said now."""
+def check_steps(
+    trainer: Trainer, ts: TrainState, arrays: PyTree, batch_size: int, tail: int
+) -> dict[str, Any]:
+    """Traces a full and an uneven last step, so that what is wrong with either is said now.
+
+    Returns the shapes of a step's metrics by name.
+    """
     _, metrics = jax.eval_shape(trainer.step, ts, specs(arrays, batch_size))
     _check_metrics(metrics)
     if tail:
@@ -104,15 +109,15 @@ def check_steps(trainer: Trainer, ts: TrainState, arrays: PyTree, batch_size: in
                 "drop_last=True to leave it out, or another batch_size"
             )
             raise
+    return metrics
 
 
 def check_monitored(
-    trainer: Trainer, ts: TrainState, arrays: PyTree, batch_size: int, held_out: PyTree | None
+    trainer: Trainer, ts: TrainState, metrics: dict[str, Any], held_out: PyTree | None
 ) -> None:
     """Tries a report of the metrics that an epoch will have, so that a plateau's monitor is found now."""
     if not monitors(ts.opt_state):
         return
-    _, metrics = jax.eval_shape(trainer.step, ts, specs(arrays, batch_size))
     if held_out is not None:
         n = min(number_of_examples(held_out), 1000)
         found = jax.eval_shape(trainer.evaluate, ts, specs(held_out, n))
