@@ -21,22 +21,25 @@ Arrays = dict[str, np.ndarray]
 VARIANTS: dict[str, dict[str, Any]] = {
     "mlp": {"batch_norm": False, "rate": 0.0},
     "mlp_bn_dropout": {"batch_norm": True, "rate": 0.5},
+    "cnn": {"channels": (32, 64), "hidden": (128,), "batch_size": 128},
 }
-"""By name, what follows each hidden dense layer beside the ReLU."""
+"""By name, what a network has that the plain 784-256-128-10 in batches of 64 has not."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
     """What is trained on what.
 
-    The network is dense, [batch norm], ReLU, [dropout] for each hidden width, then dense; the loss
+    The network is, for each number of channels, a 3×3 convolution padded to the size of its input, ReLU
+    and 2×2 max pooling; dense, [batch norm], ReLU, [dropout] for each hidden width; then dense. The loss is
     softmax cross-entropy; the optimizer Adam with the betas 0.9, 0.999 and epsilon 1e-8 on which
     all libraries agree. Batch norm keeps 0.99 of its running statistics and has epsilon 1e-5. The
     last examples that do not fill a batch are left out.
 
     Attributes:
-      x: inputs; their dtype is that of all arithmetic.
+      x: inputs, in rows; their dtype is that of all arithmetic.
       y: labels.
+      channels: of the convolutions; with some, a row of ``x`` is a square image of one channel.
       hidden: widths of the hidden layers.
       classes: width of the output.
       batch_norm: whether there is batch norm.
@@ -48,6 +51,7 @@ class Task:
 
     x: Float[np.ndarray, "n features"]
     y: Int[np.ndarray, " n"]
+    channels: tuple[int, ...] = ()
     hidden: tuple[int, ...] = (256, 128)
     classes: int = 10
     batch_norm: bool = False
@@ -60,6 +64,18 @@ class Task:
     def steps(self) -> int:
         """Steps in an epoch."""
         return len(self.x) // self.batch_size
+
+    @property
+    def side(self) -> int:
+        """Height and width of an image."""
+        return math.isqrt(self.x.shape[1])
+
+    @property
+    def features(self) -> int:
+        """How many numbers the first dense layer takes."""
+        if not self.channels:
+            return self.x.shape[1]
+        return (self.side >> len(self.channels)) ** 2 * self.channels[-1]
 
     @functools.cached_property
     def on_device(self) -> tuple[Any, Any]:
@@ -74,6 +90,27 @@ class Task:
         while True:
             yield self.batched(rng.permutation(len(self.x)))
 
+    def channels_first(self, path: str, value: np.ndarray) -> np.ndarray:
+        """A parameter as libraries keep it that have channels and output features first."""
+        if not path.endswith("kernel"):
+            return value
+        if path.startswith("conv"):
+            return value.transpose(3, 2, 0, 1)
+        if path == "dense_0/kernel" and self.channels:
+            value = np.swapaxes(value.reshape(-1, self.channels[-1], value.shape[1]), 0, 1)
+        return value.reshape(-1, value.shape[-1]).T
+
+    def channels_last(self, path: str, value: np.ndarray) -> np.ndarray:
+        """The inverse of :meth:`channels_first`."""
+        if not path.endswith("kernel"):
+            return value
+        if path.startswith("conv"):
+            return value.transpose(2, 3, 1, 0)
+        value = value.T
+        if path == "dense_0/kernel" and self.channels:
+            value = np.swapaxes(value.reshape(self.channels[-1], -1, value.shape[1]), 0, 1)
+        return value.reshape(-1, value.shape[-1])
+
     def batched(self, order: Int[np.ndarray, " n"]) -> Int[np.ndarray, "steps batch"]:
         """``order`` cut into the steps' examples."""
         full = order[: self.steps * self.batch_size]
@@ -83,8 +120,12 @@ class Task:
         """What every implementation starts from: uniform kernels of variance 1/in, biases of 0."""
         dtype = self.x.dtype
         rng = np.random.default_rng(self.seed)
-        widths = (self.x.shape[1], *self.hidden, self.classes)
         found: Arrays = {}
+        for i, (n_in, n_out) in enumerate(itertools.pairwise((1, *self.channels))):
+            limit = math.sqrt(3 / (9 * n_in))
+            found[f"conv_{i}/kernel"] = rng.uniform(-limit, limit, (3, 3, n_in, n_out)).astype(dtype)
+            found[f"conv_{i}/bias"] = np.zeros(n_out, dtype)
+        widths = (self.features, *self.hidden, self.classes)
         for i, (n_in, n_out) in enumerate(itertools.pairwise(widths)):
             limit = math.sqrt(3 / n_in)
             found[f"dense_{i}/kernel"] = rng.uniform(-limit, limit, (n_in, n_out)).astype(dtype)

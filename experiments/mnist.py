@@ -53,11 +53,12 @@ class Config:
     data_dir: Path | None = None
     """A folder of IDX files (train-images-idx3-ubyte, gzipped or not), or TensorFlow Datasets' own."""
     model: str = "mlp"
-    """mlp, or mlp_bn_dropout (batch normalisation and dropout after each hidden layer)."""
-    hidden: tuple[int, ...] = (256, 128)
-    """Widths of the hidden layers."""
+    """mlp, mlp_bn_dropout (batch normalisation and dropout after each hidden layer), cnn (two convolutions of
+    32 and 64 channels with max pooling), lenet, resnet20 or resnet18."""
+    hidden: tuple[int, ...] | None = None
+    """Widths of the hidden dense layers. [256 128; cnn 128]"""
     dropout: float | None = None
-    """Probability of dropping a hidden unit. [mlp 0; mlp_bn_dropout 0.5; digits 0.25]"""
+    """Probability of dropping a hidden unit. [mlp and cnn 0; mlp_bn_dropout 0.5; digits 0.25]"""
     optimizer: str = "adam"
     """sgd, momentum, nesterov, adagrad, rmsprop, adam or adamw."""
     epochs: int | None = None
@@ -94,9 +95,8 @@ class Config:
 
 @dataclasses.dataclass(frozen=True)
 class Settings(Config):
-    """A configuration with every setting spelled out."""
+    """A configuration with every setting spelled out; None where a network has no such setting."""
 
-    dropout: float = 0.0
     epochs: int = 14
     batch_size: int = 64
     learning_rate: float = 1e-4
@@ -114,9 +114,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "decay": 0.93,
         "validation": 0.2,
         "label_smoothing": 0.1,
-        "dropout": 0.25,
     },
 }
+HAS_DROPOUT = {"mlp": 0.0, "mlp_bn_dropout": 0.5, "cnn": 0.0}
 
 
 def resolved(config: Config) -> Settings:
@@ -125,8 +125,11 @@ def resolved(config: Config) -> Settings:
     given = {
         f.name: value for f in dataclasses.fields(config) if (value := getattr(config, f.name)) is not None
     }
-    defaults = {"dropout": 0.5} if config.model == "mlp_bn_dropout" else {}
-    settings = Settings(**{**defaults, **DEFAULTS.get(config.dataset, {}), **given})
+    defaults = dict(DEFAULTS.get(config.dataset, {}))
+    if config.model in HAS_DROPOUT:
+        defaults["dropout"] = 0.25 if config.dataset == "digits" else HAS_DROPOUT[config.model]
+        defaults["hidden"] = (128,) if config.model == "cnn" else (256, 128)
+    settings = Settings(**{**defaults, **given})
     if settings.name:
         return settings
     name = f"{config.dataset.replace('/', '-')}-{config.model}-seed{config.seed}"
@@ -279,8 +282,10 @@ def main(config: Config) -> int:
     if config.repeats < 1:
         print(f"error: repeats must be at least 1, got {config.repeats}", file=sys.stderr)
         return 1
+    network = full.model + (f" {full.hidden}" if full.hidden else "")
+    network += f", dropout {full.dropout:g}" if full.dropout is not None else ""
     print(
-        f"{full.dataset}, {full.model} {full.hidden}, dropout {full.dropout:g}: {full.epochs} epochs, batches of "
+        f"{full.dataset}, {network}: {full.epochs} epochs, batches of "
         f"{full.batch_size}, {full.optimizer} at {full.learning_rate:g} times {full.decay:g} an epoch, label "
         f"smoothing {full.label_smoothing:g}, {full.validation:.0%} for validation",
         flush=True,

@@ -54,7 +54,7 @@ def main(run: Path, data_dir: Path | None = None) -> int:
 def read_config(run: Path) -> Settings:
     """The settings with which the run was made."""
     settings = dict(train.read_config(run)["config"])
-    settings["hidden"] = tuple(settings["hidden"])
+    settings["hidden"] = None if settings["hidden"] is None else tuple(settings["hidden"])
     for name in ("data_dir", "runs"):
         settings[name] = None if settings[name] is None else Path(settings[name])
     return Settings(**settings)

@@ -20,12 +20,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 __all__ = [
+    "celu",
     "elu",
+    "exp",
     "gelu",
+    "glu",
     "hard_sigmoid",
+    "hard_silu",
+    "hard_tanh",
     "identity",
     "leaky_relu",
+    "log_sigmoid",
     "log_softmax",
+    "mish",
     "prelu",
     "relu",
     "relu6",
@@ -123,6 +130,20 @@ def elu(x: Float[Array, "*shape"], alpha: Scalar = 1.0) -> Float[Array, "*shape"
     return jax.nn.elu(x, jnp.asarray(alpha, x.dtype))
 
 
+def celu(x: Float[Array, "*shape"], alpha: Scalar = 1.0) -> Float[Array, "*shape"]:
+    """f(x) = x for x > 0, else α(exp(x/α) - 1), in (-α, ∞): elu without its kink.
+
+    f'(x) = 1 for x > 0, else exp(x/α), continuous at 0 for every α > 0; α = 1 is ``elu``. ``alpha`` may
+    be traced. (Barron 2017, arXiv:1704.07483.)
+
+    >>> celu(jnp.array([-1e4, 0.0, 2.0]), 0.5)
+    Array([-0.5,  0. ,  2. ], dtype=float32)
+    """
+    x = _floating("celu", x)
+    a = jnp.asarray(alpha, x.dtype)
+    return jnp.where(x > 0, x, a * jnp.expm1(jnp.where(x > 0, 0, x) / a))
+
+
 def selu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """f(x) = λ·elu(x, α) with λ = 1.05070, α = 1.67326, in (-1.758, ∞).
 
@@ -160,6 +181,28 @@ def hard_sigmoid(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return jax.nn.hard_sigmoid(_floating("hard_sigmoid", x))
 
 
+def log_sigmoid(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """f(x) = log(1/(1 + e⁻ˣ)) = -softplus(-x), in (-∞, 0).
+
+    f'(x) = sigmoid(-x), which log(sigmoid(x)) loses for large negative ``x``.
+
+    >>> log_sigmoid(jnp.array([-1e4, 1e4]))
+    Array([-10000.,     -0.], dtype=float32)
+    """
+    return jax.nn.log_sigmoid(_floating("log_sigmoid", x))
+
+
+def exp(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """f(x) = f'(x) = eˣ, in (0, ∞): positive outputs, such as a rate or a variance.
+
+    It overflows to inf from 88.8 on in float32 and from 11.1 on in float16: ``softplus`` does not.
+
+    >>> print(f"{exp(jnp.array(1.0)):.4f}")
+    2.7183
+    """
+    return jnp.exp(_floating("exp", x))
+
+
 def tanh(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """f(x) = (eˣ - e⁻ˣ)/(eˣ + e⁻ˣ), in (-1, 1).
 
@@ -170,6 +213,17 @@ def tanh(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     Array([-1.,  0.,  1.], dtype=float32)
     """
     return jnp.tanh(_floating("tanh", x))
+
+
+def hard_tanh(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """f(x) = min(max(x, -1), 1), piecewise linear in [-1, 1].
+
+    f'(x) = 1 for -1 ≤ x ≤ 1, else 0; at both kinks 1, as in JAX and Flax, where PyTorch has 0.
+
+    >>> hard_tanh(jnp.array([-4.0, 0.5, 4.0]))
+    Array([-1. ,  0.5,  1. ], dtype=float32)
+    """
+    return jax.nn.hard_tanh(_floating("hard_tanh", x))
 
 
 def softplus(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -198,6 +252,47 @@ def silu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 swish = silu
+
+
+def hard_silu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """f(x) = x·relu6(x + 3)/6, in [-0.375, ∞); also called hard swish.
+
+    f'(x) = (2x + 3)/6 for -3 < x < 3, 0 below and 1 above, at the kinks too as in JAX and PyTorch.
+    (Howard et al. 2019, arXiv:1905.02244.)
+
+    >>> hard_silu(jnp.array([-4.0, 0.0, 4.0]))
+    Array([-0.,  0.,  4.], dtype=float32)
+    """
+    return _between(jax.nn.hard_silu, _floating("hard_silu", x), 1000)
+
+
+def mish(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """f(x) = x·tanh(softplus(x)), in [-0.3088, ∞), a smoother silu.
+
+    f'(x) = t + x·(1 - t²)·sigmoid(x) with t = tanh(softplus(x)), between -0.1125 and 1.0885.
+    (Misra 2019, arXiv:1908.08681.)
+
+    >>> print(f"{mish(jnp.array(1.0)):.4f}")
+    0.8651
+    """
+    return _between(jax.nn.mish, _floating("mish", x), 1000)
+
+
+def glu(x: Float[Array, "*shape"], axis: int = -1) -> Float[Array, "*half"]:
+    """f(a, b) = a·sigmoid(b), with a the first half of ``axis`` and b the second: a learned gate.
+
+    ValueError where the axis does not have two halves. (Dauphin et al. 2016, arXiv:1612.08083; the same
+    in JAX and PyTorch.)
+
+    >>> glu(jnp.array([2.0, 4.0, 0.0, 1e4]))
+    Array([1., 4.], dtype=float32)
+    """
+    x = _floating("glu", x)
+    if x.ndim == 0 or x.shape[axis] % 2:
+        raise ValueError(
+            f"glu halves axis {axis} and got shape {x.shape}: give it an even number of elements"
+        )
+    return jax.nn.glu(x, axis)
 
 
 def gelu(x: Float[Array, "*shape"], approximate: bool = True) -> Float[Array, "*shape"]:

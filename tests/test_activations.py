@@ -112,6 +112,41 @@ ROWS = {
         LAMBDA,
         (0,),
     ),
+    "celu(alpha=0.5)": Row(
+        lambda x: A.celu(x, 0.5),
+        lambda x: np.where(x > 0, x, 0.5 * np.expm1(np.minimum(x, 0) * 2)),
+        lambda x: np.exp(np.minimum(x, 0) * 2),
+        lambda x: F.celu(x, 0.5),
+        -0.5,
+        INF,
+        0,
+        1,
+    ),
+    "log_sigmoid": Row(A.log_sigmoid, lambda x: -np.logaddexp(-x, 0), lambda x: S(-x), F.logsigmoid, -INF, 0, 1, 0),
+    "mish": Row(
+        A.mish,
+        lambda x: x * np.tanh(np.logaddexp(x, 0)),
+        lambda x: np.tanh(np.logaddexp(x, 0)) + x * S(x) / np.cosh(np.logaddexp(x, 0)) ** 2,
+        lambda x: x * torch.tanh(F.softplus(x, threshold=700)),
+        0,
+        INF,
+        0,
+        1,
+    ),
+    "hard_tanh": Row(
+        A.hard_tanh, lambda x: np.clip(x, -1, 1), lambda x: 1.0 * (np.abs(x) <= 1), F.hardtanh, -1, 1, kinks=(-1, 1)
+    ),
+    "hard_silu": Row(
+        A.hard_silu,
+        lambda x: x * np.clip(x + 3, 0, 6) / 6,
+        lambda x: np.where(np.abs(x) < 3, (2 * x + 3) / 6, x > 0),
+        F.hardswish,
+        0,
+        INF,
+        0,
+        1,
+        (-3, 3),
+    ),
     "sigmoid": Row(A.sigmoid, S, lambda x: S(x) * S(-x), torch.sigmoid, 0, 1),
     "hard_sigmoid": Row(
         A.hard_sigmoid,
@@ -231,7 +266,10 @@ def test_derivatives_against_finite_differences(name):
         np.testing.assert_array_less(np.abs(here[order + 1] - numeric)[smooth], bound[smooth])
 
 
-@pytest.mark.parametrize("name", [name for name in ROWS if name not in ("leaky_relu", "prelu")])
+OTHER_KINKS = ("leaky_relu", "prelu", "hard_tanh")
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if name not in OTHER_KINKS])
 def test_pytorch_gives_the_same_values_and_gradients_even_at_kinks(name):
     def theirs(dtype):
         x = torch.tensor(GRID, dtype=dtype, requires_grad=True)
@@ -251,16 +289,25 @@ def test_pytorch_gives_the_same_values_and_gradients_even_at_kinks(name):
         np.testing.assert_array_less(np.abs(ours[1] - slope), 32 * coarse * size**2)
 
 
-@pytest.mark.parametrize("name", ["leaky_relu", "prelu"])
-def test_the_derivative_at_the_kink_is_jax_s_and_not_pytorch_s(name):
+@pytest.mark.parametrize(
+    ("name", "jax_s", "pytorch_s"),
+    [
+        ("leaky_relu", (1,), (0.01,)),
+        ("prelu", (1,), (0.25,)),
+        ("hard_tanh", (1, 1), (0, 0)),
+    ],
+)
+def test_the_derivative_at_the_kink_is_jax_s_and_not_pytorch_s(name, jax_s, pytorch_s):
     row = ROWS[name]
-    x = torch.tensor([-2.0, 0.0, 3.0], requires_grad=True)
+    points = np.array([-5.0, -2.0, -0.5, 0.5, 2.0, 5.0, *row.kinks], np.float32)
+    x = torch.tensor(points, requires_grad=True)
     y = row.torch(x)
-    (slope,) = torch.autograd.grad(y.sum(), x)
-    ours = jax.vmap(jax.grad(row.f))(jnp.array([-2.0, 0.0, 3.0]))
-    np.testing.assert_array_equal(row.f(jnp.array([-2.0, 0.0, 3.0])), y.detach())
-    np.testing.assert_array_equal(ours[jnp.array([0, 2])], slope[[0, 2]])
-    assert (float(ours[1]), float(slope[1])) == (1.0, pytest.approx(row.low_slope))
+    slope = torch.autograd.grad(y.sum(), x)[0].numpy()
+    ours = jax.vmap(jax.grad(row.f))(jnp.asarray(points))
+    np.testing.assert_array_equal(row.f(jnp.asarray(points)), y.detach())
+    np.testing.assert_array_equal(ours[:6], slope[:6])
+    np.testing.assert_array_equal(ours[6:], np.float32(jax_s))
+    np.testing.assert_array_equal(slope[6:], np.float32(pytorch_s))
 
 
 def test_kinks():
@@ -275,7 +322,8 @@ def test_kinks():
 def test_jax_nn_gives_the_same_bits_where_both_are_finite(dtype):
     x = jnp.asarray(np.linspace(-30, 30, 1201), dtype)
     for name in ("relu", "relu6", "leaky_relu", "elu", "selu", "sigmoid", "hard_sigmoid", "softplus", "silu",
-                 "gelu", "softmax", "log_softmax"):  # fmt: skip
+                 "celu", "mish", "log_sigmoid", "hard_tanh", "hard_silu", "gelu", "softmax",
+                 "log_softmax"):  # fmt: skip
         np.testing.assert_array_equal(getattr(A, name)(x), getattr(jax.nn, name)(x), err_msg=name)
     np.testing.assert_array_equal(A.gelu(x, False), jax.nn.gelu(x, False))
 
@@ -340,7 +388,7 @@ def test_jit_and_vmap_change_nothing(name):
     x, f = jnp.asarray(GRID, jnp.float32), ROWS[name].f
     # The grid's values are jitted and mapped. Four roundings of what cancels; see check_closed_form.
     error = np.abs(of_rows(jnp.float32, "grid")[name][0] - f(x))
-    np.testing.assert_array_less(error, 4 * 2.0**-24 * np.maximum(1, np.abs(GRID)))
+    assert (error <= 4 * 2.0**-24 * np.maximum(1, np.abs(GRID))).all()
 
 
 def test_nan_stays_nan():
@@ -386,6 +434,39 @@ def test_softmax_at_extremes(dtype):
                 assert np.isfinite(np.asarray(derivative, np.float64)).all()
 
 
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_gates_equal_pytorch_and_need_two_halves(axis):
+    with jax.enable_x64(True):
+        x = np.random.default_rng(2).normal(size=(4, 3, 6))
+        theirs = torch.tensor(x, requires_grad=True)
+        expected = F.glu(theirs, axis)
+        expected.sin().sum().backward()
+        np.testing.assert_allclose(A.glu(jnp.asarray(x), axis), expected.detach(), rtol=1e-13)
+        grad = jax.grad(lambda x: jnp.sin(A.glu(x, axis)).sum())(jnp.asarray(x))
+        np.testing.assert_allclose(grad, theirs.grad, rtol=1e-12)
+        swapped = A.glu(jnp.flip(jnp.asarray(x), axis), axis)
+        assert not np.allclose(swapped, expected.detach())
+    with pytest.raises(
+        ValueError, match=r"glu halves axis 1 and got shape \(4, 3, 6\): give it an even number"
+    ):
+        A.glu(jnp.asarray(x, jnp.float32), 1)
+    assert float(A.glu(jnp.array([2.0, -1e4]))[0]) == 0
+
+
+@pytest.mark.parametrize("dtype", HALF + WIDE)
+def test_exp_is_its_own_derivative(dtype):
+    with jax.enable_x64(dtype == jnp.float64):
+        x = jnp.asarray(np.linspace(-5, 5, 21), dtype)
+        y, slope, curve = derivatives({"exp": A.exp}, x)["exp"]
+        expected = np.exp(np.asarray(x, np.float64))
+        for got in (y, slope, curve):
+            np.testing.assert_allclose(
+                np.asarray(got, np.float64), expected, rtol=2 * float(jnp.finfo(dtype).eps)
+            )
+        ends = [jax.grad(A.exp)(jnp.asarray(end, dtype)) for end in (-INF, -1e4)]
+        np.testing.assert_array_equal(np.asarray(ends, np.float64), 0)
+
+
 @given(st.lists(st.floats(-50, 50, width=32), min_size=6, max_size=6), st.floats(-20, 20, width=32))
 def test_softmax_is_a_distribution_that_a_shift_leaves_alone(values, shift):
     with jax.enable_x64(True):
@@ -421,6 +502,8 @@ def test_the_numbers_in_the_docstrings():
         assert tuple(round(v, 3) for v in span(slope_of(exact, x))) == (-0.129, 1.129)
         assert round(float(A.gelu(x).min()), 2) == -0.17
         assert 4e-4 < float(jnp.abs(A.gelu(x) - exact(x)).max()) < 5e-4
+        assert round(float(A.mish(x).min()), 4) == -0.3088
+        assert span(slope_of(A.mish, x)) == (-0.1125, 1.0885)
         assert span(slope_of(A.sigmoid, x))[1] == 0.25
         assert span(slope_of(A.tanh, x))[1] == 1
         # PyTorch's softplus is x itself above its threshold of 20.
@@ -487,6 +570,12 @@ MUTANTS = [
     ("gelu", jax.nn.gelu, check_limits),
     ("gelu", lambda x: A.gelu(x, approximate=False), check_closed_form),
     ("gelu(approximate=False)", A.gelu, check_closed_form),
+    ("celu(alpha=0.5)", lambda x: A.elu(x, 0.5), check_closed_form),
+    ("log_sigmoid", lambda x: jnp.log(A.sigmoid(x)), check_limits),
+    ("mish", jax.nn.mish, check_limits),
+    ("mish", A.silu, check_closed_form),
+    ("hard_tanh", lambda x: jnp.clip(x, -1, 1), check_closed_form),
+    ("hard_silu", jax.nn.hard_silu, check_limits),
     ("hard_sigmoid", lambda x: jnp.clip(0.2 * x + 0.5, 0, 1), check_closed_form),
 ]  # fmt: skip
 

@@ -24,11 +24,15 @@ MAY_IMPORT = {
     "losses": {"types", "checks", "tree"},
     "metrics": {"types", "checks", "losses"},
     "regularizers": {"types", "checks", "tree"},
-    "layers": {"types", "checks", "tree", "initializers", "activations"},
+    "ops": {"types", "checks", "tree"},
+    "layers": {"types", "checks", "tree", "initializers", "activations", "ops"},
     "optim": {"types", "checks", "packing", "tree"},
     "data": {"types", "checks", "tree"},
     "train": {"types", "checks", "packing", "tree", "losses", "optim", "data"},
+    "interop": {"types", "checks", "packing", "tree", "layers", "train"},
     "diagnose": {"types", "checks", "tree", "metrics", "train"},
+    "testing": {"types", "checks", "packing", "tree", "activations", "layers", "losses", "optim", "train"},
+    "cli": {"testing"},
     "models": {"types", "checks", "initializers", "layers"},
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import equinox as eqx
@@ -18,12 +19,20 @@ __all__ = ["Filtered", "Flat"]
 class Net(eqx.Module):
     """The task's network for one example."""
 
+    side: int = eqx.field(static=True)
+    conv: list[eqx.nn.Conv2d]
+    pool: eqx.nn.MaxPool2d
     dense: list[eqx.nn.Linear]
     norm: list[eqx.nn.BatchNorm]
     drop: list[eqx.nn.Dropout]
 
     def __init__(self, task: Task, key: Any):
-        widths = (task.x.shape[1], *task.hidden, task.classes)
+        self.side = task.side
+        self.conv = [
+            eqx.nn.Conv2d(m, n, 3, padding=1, key=key) for m, n in itertools.pairwise((1, *task.channels))
+        ]
+        self.pool = eqx.nn.MaxPool2d(2, 2)
+        widths = (task.features, *task.hidden, task.classes)
         keys = jax.random.split(key, len(widths))
         self.dense = [
             eqx.nn.Linear(m, n, key=k) for m, n, k in zip(widths[:-1], widths[1:], keys, strict=False)
@@ -37,6 +46,11 @@ class Net(eqx.Module):
 
     def __call__(self, x: Any, state: Any, key: Any) -> Any:
         keys = jax.random.split(key, len(self.drop)) if self.drop else None
+        if self.conv:
+            x = x.reshape(1, self.side, self.side)
+            for conv in self.conv:
+                x = self.pool(jax.nn.relu(conv(x)))
+            x = x.reshape(-1)
         for i, dense in enumerate(self.dense[:-1]):
             x = dense(x)
             if self.norm:
@@ -66,7 +80,7 @@ class Filtered:
         self.optimizer = optax.adam(task.learning_rate)
         model, state = eqx.nn.make_with_state(Net)(task, jax.random.key(0))
         for path, value in task.first_parameters().items():
-            value = jnp.asarray(value.T if path.endswith("kernel") else value)
+            value = jnp.asarray(_stored(task, path, value))
             model = eqx.tree_at(lambda m, path=path: _parameter(m, path), model, value)
         self.carry = Carry(
             model,
@@ -113,7 +127,12 @@ class Filtered:
 
     def parameters(self) -> Arrays:
         found = {path: np.array(_parameter(self.carry.model, path)) for path in self.task.first_parameters()}
-        return {path: value.T if path.endswith("kernel") else value for path, value in found.items()}
+        return {
+            path: self.task.channels_last(
+                path, value.reshape(value.shape[0]) if _is_conv_bias(path) else value
+            )
+            for path, value in found.items()
+        }
 
 
 class Flat(Filtered):
@@ -137,9 +156,17 @@ class Flat(Filtered):
         return eqx.combine(jax.tree.unflatten(self.treedef, leaves), self.static)
 
 
+def _is_conv_bias(path: str) -> bool:
+    return path.startswith("conv") and path.endswith("bias")
+
+
+def _stored(task: Task, path: str, value: np.ndarray) -> np.ndarray:
+    return value.reshape(-1, 1, 1) if _is_conv_bias(path) else task.channels_first(path, value)
+
+
 def _parameter(model: Net, path: str) -> Any:
     layer, name = path.split("/")
     kind, index = layer.rsplit("_", 1)
-    if kind == "dense":
-        return getattr(model.dense[int(index)], {"kernel": "weight", "bias": "bias"}[name])
+    if kind in ("conv", "dense"):
+        return getattr(getattr(model, kind)[int(index)], {"kernel": "weight", "bias": "bias"}[name])
     return getattr(model.norm[int(index)], {"scale": "weight", "bias": "bias"}[name])

@@ -21,6 +21,8 @@ __all__ = ["Linen", "Scanned"]
 class Net(nn.Module):
     """The task's network."""
 
+    side: int
+    channels: tuple[int, ...]
     hidden: tuple[int, ...]
     classes: int
     batch_norm: bool
@@ -28,6 +30,12 @@ class Net(nn.Module):
 
     @nn.compact
     def __call__(self, x: Any, train: bool) -> Any:
+        if self.channels:
+            x = x.reshape(-1, self.side, self.side, 1)
+            for features in self.channels:
+                x = nn.relu(nn.Conv(features, (3, 3))(x))
+                x = nn.max_pool(x, (2, 2), (2, 2))
+            x = x.reshape(len(x), -1)
         for width in self.hidden:
             x = nn.Dense(width)(x)
             if self.batch_norm:
@@ -84,7 +92,7 @@ class Linen:
     def __init__(self, task: Task):
         self.x, self.y = task.on_device
         self.task, self.orders = task, task.orders()
-        model = Net(task.hidden, task.classes, task.batch_norm, task.rate)
+        model = Net(task.side, task.channels, task.hidden, task.classes, task.batch_norm, task.rate)
         # Shapes alone: the parameters are the task's.
         variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), self.x[:1])
         given = {_to_flax(path): jnp.asarray(value) for path, value in task.first_parameters().items()}
@@ -134,8 +142,15 @@ class Scanned(Linen):
 
 
 def _to_flax(path: str) -> str:
-    return path.replace("dense_", "Dense_").replace("batch_norm_", "BatchNorm_")
+    for ours, theirs in _NAMES.items():
+        path = path.replace(ours, theirs)
+    return path
 
 
 def _from_flax(path: str) -> str:
-    return path.replace("Dense_", "dense_").replace("BatchNorm_", "batch_norm_")
+    for ours, theirs in _NAMES.items():
+        path = path.replace(theirs, ours)
+    return path
+
+
+_NAMES = {"conv_": "Conv_", "dense_": "Dense_", "batch_norm_": "BatchNorm_"}

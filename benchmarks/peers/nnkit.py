@@ -18,6 +18,13 @@ class Nnkit:
     def __init__(self, task: Task):
         self.task, self.data = task, task.on_device
         blocks = []
+        if task.channels:
+            image = (task.side, task.side, 1)
+            blocks += [layers.stateless(lambda x: x.reshape(-1, *image), name="image")]
+        for features in task.channels:
+            blocks += [layers.conv(features, (3, 3)), layers.relu, layers.max_pool((2, 2))]
+        if task.channels:
+            blocks += [layers.flatten]
         for width in task.hidden:
             blocks += [layers.dense(width)]
             blocks += [layers.batch_norm()] if task.batch_norm else []

@@ -21,8 +21,11 @@ class Net(nnx.Module):
     """The task's network."""
 
     def __init__(self, task: Task, rngs: nnx.Rngs):
-        self.dense, self.norm, self.drop = nnx.List(), nnx.List(), nnx.List()
-        widths, dtype = (task.x.shape[1], *task.hidden), task.x.dtype
+        self.conv, self.dense, self.norm, self.drop = (nnx.List() for _ in range(4))
+        self.side = task.side
+        widths, dtype = (task.features, *task.hidden), task.x.dtype
+        for n_in, n_out in itertools.pairwise((1, *task.channels)):
+            self.conv.append(nnx.Conv(n_in, n_out, (3, 3), param_dtype=dtype, rngs=rngs))
         for n_in, n_out in itertools.pairwise(widths):
             self.dense.append(nnx.Linear(n_in, n_out, param_dtype=dtype, rngs=rngs))
             if task.batch_norm:
@@ -34,6 +37,11 @@ class Net(nnx.Module):
         self.dense.append(nnx.Linear(widths[-1], task.classes, param_dtype=dtype, rngs=rngs))
 
     def __call__(self, x: Any) -> Any:
+        if self.conv:
+            x = x.reshape(-1, self.side, self.side, 1)
+            for conv in self.conv:
+                x = nnx.max_pool(nnx.relu(conv(x)), (2, 2), (2, 2))
+            x = x.reshape(len(x), -1)
         for i, dense in enumerate(self.dense[:-1]):
             x = dense(x)
             if self.norm:
@@ -104,7 +112,8 @@ class Jitted:
     def _parameter(self, path: str) -> Any:
         layer, name = path.split("/")
         kind, index = layer.rsplit("_", 1)
-        return getattr({"dense": self.model.dense, "batch_norm": self.model.norm}[kind][int(index)], name)
+        layers = {"conv": self.model.conv, "dense": self.model.dense, "batch_norm": self.model.norm}
+        return getattr(layers[kind][int(index)], name)
 
 
 class Partial(Jitted):

@@ -27,9 +27,20 @@ class Eager:
         self.x, self.y = torch.from_numpy(task.x), torch.from_numpy(task.y.astype(np.int64))
         self.shuffling = torch.Generator().manual_seed(task.seed)
         torch.manual_seed(task.seed)
-        widths = (task.x.shape[1], *task.hidden)
         layers: list[torch.nn.Module] = []
         self.by_name: dict[str, torch.nn.Module] = {}
+        if task.channels:
+            layers.append(torch.nn.Unflatten(1, (1, task.side, task.side)))
+        for i, (n_in, n_out) in enumerate(itertools.pairwise((1, *task.channels))):
+            layers += [
+                torch.nn.Conv2d(n_in, n_out, 3, padding="same"),
+                torch.nn.ReLU(),
+                torch.nn.MaxPool2d(2),
+            ]
+            self.by_name[f"conv_{i}"] = layers[-3]
+        if task.channels:
+            layers.append(torch.nn.Flatten())
+        widths = (task.features, *task.hidden)
         for i, (n_in, n_out) in enumerate(itertools.pairwise(widths)):
             layers.append(torch.nn.Linear(n_in, n_out))
             self.by_name[f"dense_{i}"] = layers[-1]
@@ -42,10 +53,11 @@ class Eager:
                 layers.append(torch.nn.Dropout(task.rate))
         layers.append(torch.nn.Linear(widths[-1], task.classes))
         self.by_name[f"dense_{len(task.hidden)}"] = layers[-1]
-        self.model = torch.nn.Sequential(*layers).to(self.x.dtype).train()
+        # Channels last is what oneDNN has its fastest convolutions for.
+        self.model = torch.nn.Sequential(*layers).to(self.x.dtype, memory_format=torch.channels_last).train()
         with torch.no_grad():
             for path, value in task.first_parameters().items():
-                self._parameter(path).copy_(torch.from_numpy(value.T if path.endswith("kernel") else value))
+                self._parameter(path).copy_(torch.from_numpy(task.channels_first(path, value).copy()))
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=task.learning_rate, fused=True)
 
     def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -69,7 +81,7 @@ class Eager:
 
     def parameters(self) -> Arrays:
         found = {path: self._parameter(path).detach().numpy().copy() for path in self.task.first_parameters()}
-        return {path: value.T if path.endswith("kernel") else value for path, value in found.items()}
+        return {path: self.task.channels_last(path, value) for path, value in found.items()}
 
     def _parameter(self, path: str) -> Any:
         layer, name = path.split("/")

@@ -15,12 +15,22 @@ from nnkit.layers.lift import float_input, param, stateless
 from nnkit.types import Array, Layer, Params, Spec, State
 
 __all__ = [
+    "celu",
     "elu",
+    "exp",
     "gelu",
+    "glu",
+    "hard_sigmoid",
+    "hard_silu",
+    "hard_tanh",
     "leaky_relu",
+    "log_sigmoid",
     "log_softmax",
+    "mish",
     "prelu",
     "relu",
+    "relu6",
+    "selu",
     "sigmoid",
     "silu",
     "softmax",
@@ -48,6 +58,26 @@ silu = stateless(activations.silu)
 """x sigmoid(x), also called swish."""
 softplus = stateless(activations.softplus)
 """log(1 + exp(x))."""
+exp = stateless(activations.exp)
+"""exp(x), for positive outputs."""
+relu6 = stateless(activations.relu6)
+"""min(max(x, 0), 6)."""
+selu = stateless(activations.selu)
+"""The scaled elu that keeps mean 0 and variance 1 under ``lecun_normal`` kernels."""
+celu = stateless(activations.celu)
+"""x where x > 0, else exp(x) - 1: elu, until lifted with another ``alpha``."""
+mish = stateless(activations.mish)
+"""x tanh(softplus(x))."""
+glu = stateless(activations.glu)
+"""The first half of the channels times the sigmoid of the second."""
+log_sigmoid = stateless(activations.log_sigmoid)
+"""The logarithm of the sigmoid."""
+hard_tanh = stateless(activations.hard_tanh)
+"""min(max(x, -1), 1)."""
+hard_sigmoid = stateless(activations.hard_sigmoid)
+"""relu6(x + 3) / 6."""
+hard_silu = stateless(activations.hard_silu)
+"""x relu6(x + 3) / 6, also called hard swish."""
 
 
 def prelu(slope: float | Array = 0.25, *, per_channel: bool = False) -> Layer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -9,7 +10,11 @@ import jax.numpy as jnp
 
 from nnkit import initializers
 from nnkit.checks import LayerError, is_static_number
-from nnkit.layers.lift import float_input, param
+from nnkit.layers.lift import param
+from nnkit.layers.normalization import Affine, bound_axis, check_epsilon, split, usable
+from nnkit.ops.moments import number
+from nnkit.ops.normalize import normalize
+from nnkit.tree import wide
 from nnkit.types import Array, Initializer, Layer, Params, Spec, State
 
 __all__ = ["batch_norm"]
@@ -22,6 +27,8 @@ def batch_norm(
     use_scale: bool = True,
     use_bias: bool = True,
     unbiased: bool = False,
+    use_running_average: bool = False,
+    axis_name: Hashable | None = None,
     scale_init: Initializer = initializers.ones,
     bias_init: Initializer = initializers.zeros,
 ) -> Layer:
@@ -32,8 +39,12 @@ def batch_norm(
     digits where the mean is large; the running statistics move by
     ``r <- momentum r + (1 - momentum) batch``. At test time m and v are the running statistics.
 
-    Shapes: x (batch, ..., channels); parameters ``scale, bias`` and state ``mean, var``
-    (channels,). Half-precision input is normalised in float32.
+    Shapes: x (batch, ..., channels), or a pair (x, mask); parameters ``scale, bias`` and state
+    ``mean, var`` (channels,); y as x. A mask has the axes of x from the first on, each as long or of
+    length 1: (batch,) for whole examples, (batch, time) for positions. Entries where it is 0 count in
+    no statistic and are normalised with the rest; a batch without a single one that counts comes out
+    as ``x * scale + bias`` and leaves the running statistics as they are. Half-precision input is
+    normalised in float32.
 
     Args:
       momentum: how much of the running statistics stays (Flax's; PyTorch's ``momentum`` is one
@@ -42,11 +53,17 @@ def batch_norm(
       use_scale: whether there is a learned scale.
       use_bias: whether there is a learned shift.
       unbiased: whether the running variance takes n/(n-1) times the batch's, as in PyTorch.
+      use_running_average: whether the running statistics normalise in training too, and stay as they
+        are: frozen statistics, for fine-tuning on small batches.
+      axis_name: the name (or names) of a mapped axis of ``jax.vmap`` or ``jax.shard_map`` along which
+        the batch is cut up: the statistics are then those of the whole batch, and equal on all devices.
+        Under ``jax.jit`` with sharded arrays they are so of themselves.
       scale_init: makes the scale.
       bias_init: makes the shift.
 
     Raises:
-      LayerError: in training with one value per channel, whose variance is 0.
+      LayerError: in training with one value per channel, whose variance is 0; outside an axis called
+        ``axis_name``; for a mask of another shape.
 
     Source: Ioffe & Szegedy 2015, "Batch normalization"; conventions of Flax by default, and of
     PyTorch with ``batch_norm(momentum=0.9, unbiased=True)``.
@@ -59,82 +76,57 @@ def batch_norm(
     """
     if is_static_number(momentum) and not 0 <= momentum <= 1:
         raise ValueError(f"batch_norm(momentum=...) must be in [0, 1], got {momentum}")
-    if is_static_number(epsilon) and not epsilon >= 0:
-        raise ValueError(f"batch_norm(epsilon=...) must not be negative, got {epsilon}")
+    check_epsilon("batch_norm", epsilon)
+    affine = Affine(use_scale, use_bias, scale_init, bias_init)
 
     def init(key: Array, x: Spec, /) -> tuple[Params, State]:
-        float_input("batch_norm", x)
-        shape = (x.shape[-1],)
-        dtype = jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype
-        bias_key = jax.random.fold_in(key, 1)
-        params: dict[str, Any] = {}
-        if use_scale:
-            params["scale"] = scale_init(key, shape, dtype)
-        if use_bias:
-            params["bias"] = bias_init(bias_key, shape, dtype)
+        x, _ = split("batch_norm", x)
+        shape, dtype = (x.shape[-1],), wide(x.dtype)
+        params = affine.init(key, shape, dtype)
         return params, {"mean": jnp.zeros(shape, dtype), "var": jnp.ones(shape, dtype)}
 
     def apply(
         params: Params, state: State, x: Any, *, key: Array | None = None, train: bool
     ) -> tuple[Any, State]:
-        float_input("batch_norm", x)
+        x, mask = split("batch_norm", x)
         shape, why = (x.shape[-1],), f"its input has shape {x.shape}"
         mean, var = (param("batch_norm", state, name, shape, why) for name in ("mean", "var"))
-        wide = x.astype(mean.dtype)
-        scale = param("batch_norm", params, "scale", shape, why) if use_scale else jnp.ones_like(mean)
-        bias = param("batch_norm", params, "bias", shape, why) if use_bias else jnp.zeros_like(mean)
-        eps = jnp.asarray(epsilon, mean.dtype)
-        if not train:
-            y = (wide - mean) * (jax.lax.rsqrt(var + eps) * scale) + bias
+        scale, bias = affine.read("batch_norm", params, x, (x.ndim - 1,))
+        if use_running_average or not train:
+            m, v = mean.astype(scale.dtype), var.astype(scale.dtype)
+            y = (x.astype(scale.dtype) - m) * (
+                jax.lax.rsqrt(v + jnp.asarray(epsilon, v.dtype)) * scale
+            ) + bias
             return y.astype(x.dtype), state
-        n = x.size // max(x.shape[-1], 1)
-        if n <= 1:
+        bound_axis("batch_norm", axis_name)
+        wide_x, where = usable(x, mask)
+        axes = tuple(range(x.ndim - 1))
+        n = number(x.shape, axes, where=where, axis_name=axis_name)
+        if isinstance(n, int) and n <= 1:
             raise LayerError(
                 "batch_norm",
                 f"got input of shape {x.shape} when train=True, one value per channel, whose "
                 "variance is 0: pass a larger batch, or train=False",
             )
-        y, *seen = _normalized(wide, scale, bias, eps)
-        seen_mean, seen_var = jax.lax.stop_gradient(seen)
-        keep, take = (jnp.asarray(m, mean.dtype) for m in (momentum, 1 - momentum))
-        state = {
-            "mean": keep * mean + take * seen_mean,
-            "var": keep * var + take * (seen_var * (n / (n - 1)) if unbiased else seen_var),
+        y, *seen = normalize(wide_x, scale, bias, axes, epsilon=epsilon, where=where, axis_name=axis_name)
+        seen_mean, seen_var = (s.reshape(shape).astype(mean.dtype) for s in jax.lax.stop_gradient(seen))
+        if not isinstance(n, int):
+            n = n.reshape(shape)
+        return y.astype(x.dtype), {
+            "mean": _moved(mean, seen_mean, momentum, n),
+            "var": _moved(var, seen_var * _excess(n, var.dtype) if unbiased else seen_var, momentum, n),
         }
-        return y.astype(x.dtype), state
 
     return Layer(init, apply, "batch_norm_")
 
 
-@jax.custom_jvp
-def _normalized(x: Array, scale: Array, bias: Array, epsilon: Array) -> tuple[Array, Array, Array]:
-    """x to mean bias and deviation scale in each channel, and the mean and variance that it had."""
-    axes = tuple(range(x.ndim - 1))
-    mean = jnp.mean(x, axes)
-    centred = x - mean
-    var = jnp.mean(jnp.square(centred), axes)
-    return centred * (jax.lax.rsqrt(var + epsilon) * scale) + bias, mean, var
+def _moved(old: Array, seen: Array, momentum: float | Array, n: int | Array) -> Array:
+    """The running statistic after one more batch; where no entry counted, as it was."""
+    keep, take = (jnp.asarray(m, old.dtype) for m in (momentum, 1 - momentum))
+    new = keep * old + take * seen
+    return new if isinstance(n, int) else jnp.where(n > 0, new, old)
 
 
-@_normalized.defjvp
-def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> Any:
-    """The derivative with its sums over the batch made once.
-
-    With x̂ the normalised x and a = scale/√(var + epsilon),
-    ``dy = a·dx + x̂·(dscale − a·mean(x̂·dx)) + (dbias − a·mean(dx))``. Backwards the two brackets are the
-    gradients of scale and bias, and that of x needs no other sums over the batch; what
-    differentiation makes of the formula of y has one more. Second derivatives go through mean and var,
-    which therefore have theirs.
-    """
-    x, scale, _, epsilon = primals
-    dx, dscale, dbias, depsilon = tangents
-    axes = tuple(range(x.ndim - 1))
-    y, mean, var = _normalized(*primals)
-    square = 1 / (var + epsilon)
-    root = jax.lax.rsqrt(var + epsilon)
-    normal = (x - mean) * root
-    a = scale * root
-    mean_dx, mean_ndx = jnp.mean(dx, axes), jnp.mean(normal * dx, axes)
-    dscale = dscale - a * mean_ndx - scale * square * depsilon / 2
-    dy = a * dx + normal * dscale + (dbias - a * mean_dx)
-    return (y, mean, var), (dy, mean_dx, 2 * mean_ndx / root)
+def _excess(n: int | Array, dtype: Any) -> float | Array:
+    """n/(n - 1), by which the unbiased variance exceeds the other."""
+    return n / (n - 1) if isinstance(n, int) else n.astype(dtype) / jnp.maximum(n - 1, 1).astype(dtype)

@@ -7,16 +7,28 @@ threaded, child keys are derived and an error learns the path it arose at.
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from nnkit.checks import LayerError, check_key
 from nnkit.types import Array, Layer, Params, Spec, State
 
-__all__ = ["Children", "Visit", "name_children", "visiting"]
+__all__ = [
+    "Added",
+    "Children",
+    "Visit",
+    "Window",
+    "check_child",
+    "floating",
+    "merge",
+    "name_children",
+    "visiting",
+]
 
 
 class Visit(NamedTuple):
@@ -29,6 +41,7 @@ class Visit(NamedTuple):
       y: its output.
       params: its parameters.
       state: its state after the call.
+      number: how many calls there were at this path before.
     """
 
     path: str
@@ -37,22 +50,110 @@ class Visit(NamedTuple):
     y: Any
     params: Params
     state: State
+    number: int = 0
 
 
 _Visitor = Callable[[Visit], None]
-_visitor: ContextVar[_Visitor | None] = ContextVar("_visitor", default=None)
+Added = Mapping[tuple[str, int], Sequence[Array]]
+"""By path and number of the call there: what is added to the floating leaves of the child's output."""
+
+
+class _Observer(NamedTuple):
+    """Who is told of the calls, what is added to their outputs, and how many there were at each path."""
+
+    visitor: _Visitor
+    added: Added
+    calls: Counter[str]
+
+    def output(self, path: str, y: Any) -> Any:
+        """The child's output with what is to be added to it."""
+        added = self.added.get((path, self.calls[path]))
+        if added is None:
+            return y
+        leaves, structure = jax.tree.flatten(y)
+        rest = iter(added)
+        return structure.unflatten([leaf + next(rest) if floating(leaf) else leaf for leaf in leaves])
+
+    def tell(self, path: str, layer: Layer, x: Any, y: Any, params: Params, state: State) -> None:
+        self.visitor(Visit(path, layer, x, y, params, state, self.calls[path]))
+        self.calls[path] += 1
+
+
+_observer: ContextVar[_Observer | None] = ContextVar("_observer", default=None)
 _path: ContextVar[tuple[str, ...]] = ContextVar("_path", default=())
 
 
 @contextlib.contextmanager
-def visiting(visitor: _Visitor) -> Iterator[None]:
-    """While it lasts, each child's call is told to ``visitor`` when it returns (at trace time)."""
-    tokens = _visitor.set(visitor), _path.set(())
+def visiting(visitor: _Visitor, added: Added | None = None) -> Iterator[None]:
+    """While it lasts, each child's call is told to ``visitor`` when it returns (at trace time).
+
+    ``added`` holds arrays to add to outputs before anything uses them: zeros, with respect to which to
+    differentiate. Of a child that runs in a loop, its outputs and what is added to them are stacked.
+    """
+    tokens = _observer.set(_Observer(visitor, added or {}, Counter())), _path.set(())
     try:
         yield
     finally:
-        _visitor.reset(tokens[0])
+        _observer.reset(tokens[0])
         _path.reset(tokens[1])
+
+
+class Window:
+    """A function that calls children, so that it may be transformed and a visitor outside still sees them.
+
+    A visitor keeps what it is told, and that must not be a tracer of a ``lax.scan`` or a
+    ``jax.checkpoint`` within the model. So :meth:`run` returns what is to be seen, and :meth:`tell`
+    tells it outside. The parameters and the state that are told are those outside, by path: stacked ones
+    of a loop, uncast ones of a policy. Without a visitor all of it is nothing.
+
+        window = Window(lambda params, state, x: layer.apply(params, state, x, train=train))
+        (y, state), seen = jax.checkpoint(window.run)(window.added, params, state, x)
+        window.tell(seen, params, state)
+    """
+
+    def __init__(self, function: Callable[..., Any]):
+        self._function, self._outside, self._path = function, _observer.get(), _path.get()
+        self._calls: list[tuple[str, Layer]] = []
+
+    @property
+    def added(self) -> Added:
+        """What :meth:`run` takes first, an argument like the others (a scanned one of a loop)."""
+        if self._outside is None:
+            return {}
+        inside = "".join(f"{name}/" for name in self._path)
+        return {call: a for call, a in self._outside.added.items() if call[0].startswith(inside)}
+
+    def run(self, added: Added, *args: Any) -> tuple[Any, list[tuple[Any, Any]]]:
+        """The function's result, and the inputs and outputs that :meth:`tell` takes."""
+        if self._outside is None:
+            return self._function(*args), []
+        visits: list[Visit] = []
+        token = _observer.set(_Observer(visits.append, added, self._outside.calls.copy()))
+        try:
+            result = self._function(*args)
+        finally:
+            _observer.reset(token)
+        self._calls = [(visit.path, visit.layer) for visit in visits]
+        return result, [(visit.x, visit.y) for visit in visits]
+
+    def tell(self, seen: Sequence[tuple[Any, Any]], params: Params, state: State) -> None:
+        """Tells the visitor outside what was seen; ``state`` is the one after the call."""
+        for (path, layer), (x, y) in zip(self._calls, seen, strict=True):
+            assert self._outside is not None
+            names = path.split("/")[len(self._path) :]
+            self._outside.tell(path, layer, x, y, _at(params, names), _at(state, names))
+
+
+def _at(tree: Any, names: Sequence[str]) -> Any:
+    """The part of a nested dict at a path; a child that has none left no trace."""
+    for name in names:
+        tree = tree.get(name, {})
+    return tree
+
+
+def floating(leaf: Any) -> bool:
+    """Whether it is an array with derivatives."""
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
 @contextlib.contextmanager
@@ -83,7 +184,7 @@ class Children:
     def __init__(self, owner: str, layers: Mapping[str, Layer]):
         self.owner, self.layers = owner, dict(layers)
 
-    def init(self, name: str, key: Array, x: Spec, position: int) -> tuple[Params, State]:
+    def init(self, name: str, key: Array, x: Spec, position: int | Array) -> tuple[Params, State]:
         """The child's own ``init`` under ``fold_in(key, position)``."""
         check_key(key, f"{self.owner}.init")
         with _inside(name, "initialising"):
@@ -98,7 +199,7 @@ class Children:
         *,
         key: Array | None,
         train: bool,
-        position: int,
+        position: int | Array,
     ) -> tuple[Any, State]:
         """The child's own ``apply`` on its part of the trees, under ``fold_in(key, position)``."""
         layer = self.layers[name]
@@ -106,9 +207,11 @@ class Children:
         child_key = None if key is None else jax.random.fold_in(key, position)
         with _inside(name, "applying"):
             y, child_state = layer.apply(child_params, child_state, x, key=child_key, train=train)
-            visitor = _visitor.get()
-            if visitor is not None:
-                visitor(Visit("/".join(_path.get()), layer, x, y, child_params, child_state))
+            observer = _observer.get()
+            if observer is not None:
+                path = "/".join(_path.get())
+                y = observer.output(path, y)
+                observer.tell(path, layer, x, y, child_params, child_state)
         return y, child_state
 
     def check(self, params: Any, state: Any, key: Array | None) -> None:
@@ -140,7 +243,7 @@ def name_children(owner: str, layers: Sequence[Any], named: Mapping[str, Any]) -
     children: dict[str, Layer] = {}
     counts: dict[str, int] = {}
     for name, layer in [*((None, layer) for layer in layers), *named.items()]:
-        _check_child(owner, layer)
+        check_child(owner, layer)
         if name is None:
             name = layer.name
             if name.endswith("_"):
@@ -157,7 +260,7 @@ def name_children(owner: str, layers: Sequence[Any], named: Mapping[str, Any]) -
     return children
 
 
-def _check_child(owner: str, layer: Any) -> None:
+def check_child(owner: str, layer: Any) -> None:
     if isinstance(layer, Layer):
         return
     what = getattr(layer, "__name__", type(layer).__name__)

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from nnkit import initializers
-from nnkit.layers.lift import float_input, param, positive_int
+from nnkit import initializers, ops
+from nnkit.layers.lift import float_input, kernel_and_bias, param, positive_int
 from nnkit.types import Array, Initializer, Layer, Params, Spec, State
 
 __all__ = ["dense"]
@@ -40,18 +37,15 @@ def dense(
 
     def init(key: Array, x: Spec, /) -> tuple[Params, State]:
         float_input("dense", x)
-        bias_key = jax.random.fold_in(key, 1)
-        params: dict[str, Any] = {"kernel": kernel_init(key, (x.shape[-1], features), x.dtype)}
-        if use_bias:
-            params["bias"] = bias_init(bias_key, (features,), x.dtype)
-        return params, {}
+        shape = (x.shape[-1], features)
+        return kernel_and_bias(key, shape, features, x.dtype, kernel_init, bias_init, use_bias), {}
 
     def apply(
         params: Params, state: State, x: Any, *, key: Array | None = None, train: bool
     ) -> tuple[Any, State]:
         float_input("dense", x)
         why = f"its input has shape {x.shape}"
-        y = jnp.matmul(x, param("dense", params, "kernel", (x.shape[-1], features), why))
+        y = ops.linear(x, param("dense", params, "kernel", (x.shape[-1], features), why))
         if use_bias:
             y = y + param("dense", params, "bias", (features,), why)
         return y, state

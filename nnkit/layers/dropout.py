@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -11,10 +12,12 @@ from nnkit.checks import LayerError, check_key, check_probability, is_static_num
 from nnkit.layers.lift import float_input
 from nnkit.types import Array, Layer, Params, Spec, State
 
-__all__ = ["dropout", "keep_mask"]
+__all__ = ["dropout", "dropping", "inverse", "keep_mask", "noisy"]
 
 
-def dropout(rate: float | Array, *, scale_at: Literal["train", "test"] = "train") -> Layer:
+def dropout(
+    rate: float | Array, *, scale_at: Literal["train", "test"] = "train", broadcast_dims: Sequence[int] = ()
+) -> Layer:
     """Sets each element to 0 with probability ``rate`` while training.
 
     With keep probability q = 1 - rate and a mask m of independent Bernoulli(q) draws:
@@ -25,10 +28,12 @@ def dropout(rate: float | Array, *, scale_at: Literal["train", "test"] = "train"
     Args:
       rate: the probability of dropping, in [0, 1); may be a traced scalar.
       scale_at: when the expectation is put right.
+      broadcast_dims: the axes of x along which one draw stands for all (Flax's): with (1,), an element
+        of a sequence (batch, time, channels) is dropped at all times or at none.
 
     Raises:
       ValueError: for a rate outside [0, 1).
-      LayerError: without a key when train=True.
+      LayerError: without a key when train=True; for axes that x has not.
 
     Source: Srivastava et al. 2014, "Dropout: a simple way to prevent neural networks from
     overfitting".
@@ -40,32 +45,80 @@ def dropout(rate: float | Array, *, scale_at: Literal["train", "test"] = "train"
     >>> bool((layer.apply({}, {}, jnp.ones((2, 4)), train=False)[0] == 1).all())
     True
     """
-    check_probability(rate, "dropout(rate)")
     if scale_at not in ("train", "test"):
         raise ValueError(f"dropout(scale_at=...) must be 'train' or 'test', got {scale_at!r}")
-    off = is_static_number(rate) and float(rate) == 0.0
+
+    def drawn(x: Array) -> tuple[int, ...]:
+        wrong = [d for d in broadcast_dims if not -x.ndim <= d < x.ndim]
+        if wrong:
+            raise LayerError("dropout", f"has broadcast_dims={wrong} for input of shape {x.shape}")
+        shared = {d % x.ndim for d in broadcast_dims}
+        return tuple(1 if a in shared else n for a, n in enumerate(x.shape))
+
+    return dropping("dropout", rate, drawn, scale_at)
+
+
+def dropping(
+    kind: str,
+    rate: float | Array,
+    drawn: Callable[[Array], tuple[int, ...]],
+    scale_at: Literal["train", "test"] = "train",
+) -> Layer:
+    """Dropout whose mask has the shape ``drawn(x)`` and broadcasts to x; ``kind`` is its name in errors."""
+
+    def testing(x: Array) -> Array:
+        return x if scale_at == "train" else x * jnp.asarray(1 - rate, x.dtype)
+
+    def training(key: Array, x: Array) -> Array:
+        if scale_at == "train":
+            x = x * inverse(1 - rate).astype(x.dtype)
+        return jnp.where(keep_mask(key, rate, drawn(x)), x, jnp.zeros((), x.dtype))
+
+    check_probability(rate, f"{kind}(rate)")
+    return noisy(kind, training, testing, off=is_static_number(rate) and float(rate) == 0.0)
+
+
+def noisy(
+    kind: str,
+    training: Callable[[Array, Array], Array],
+    testing: Callable[[Array], Array] = lambda x: x,
+    *,
+    off: bool = False,
+) -> Layer:
+    """A layer without parameters that draws random numbers in training.
+
+    Args:
+      kind: its name in errors.
+      training: ``training(key, x)`` is the output when train=True; the key has been checked.
+      testing: ``testing(x)`` is the output otherwise.
+      off: whether it is the identity in both modes, and needs no key.
+    """
 
     def init(key: Array, x: Spec, /) -> tuple[Params, State]:
+        float_input(kind, x)
         return {}, {}
 
     def apply(
         params: Params, state: State, x: Any, *, key: Array | None = None, train: bool
     ) -> tuple[Any, State]:
-        float_input("dropout", x)
-        keep = jnp.asarray(1 - rate, x.dtype)
-        if not train:
-            return (x if off or scale_at == "train" else x * keep), state
+        float_input(kind, x)
         if off:
             return x, state
+        if not train:
+            return testing(x), state
         if key is None:
-            raise LayerError("dropout", "needs a key when train=True: pass apply(..., key=key)")
-        check_key(key, "dropout.apply")
-        if scale_at == "train":
-            # A traced rate may be 1: nothing is kept, and 1/0 would turn the gradient into NaN.
-            x = x * jnp.where(keep > 0, 1 / jnp.where(keep > 0, keep, 1), 0)
-        return jnp.where(keep_mask(key, rate, x.shape), x, jnp.zeros((), x.dtype)), state
+            raise LayerError(kind, "needs a key when train=True: pass apply(..., key=key)")
+        check_key(key, f"{kind}.apply")
+        return training(key, x), state
 
-    return Layer(init, apply, "dropout_")
+    return Layer(init, apply, f"{kind}_")
+
+
+def inverse(keep: float | Array) -> Array:
+    """1/keep, and 0 with derivative 0 where keep is 0: a traced rate may be 1, when nothing is kept."""
+    keep = jnp.asarray(keep)
+    some = keep > 0
+    return jnp.where(some, 1 / jnp.where(some, keep, 1), 0)
 
 
 def keep_mask(key: Array, rate: float | Array, shape: tuple[int, ...]) -> Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from nnkit.checks import LayerError
-from nnkit.types import Array, Layer, Params, Spec, State
+from nnkit.types import Array, Initializer, Layer, Params, Spec, State
 
 __all__ = ["flatten", "identity", "stateless"]
 
@@ -26,9 +26,6 @@ def stateless(f: Callable[[Any], Any], *, name: str | None = None) -> Layer:
     """
     if not callable(f):
         raise TypeError(f"stateless takes a function of the input, got {type(f).__name__}")
-    if name is None:
-        own = getattr(f, "__name__", "")
-        name = f"{own}_" if own.isidentifier() and not own.endswith("_") else "stateless_"
 
     def init(key: Array, x: Spec, /) -> tuple[Params, State]:
         return {}, {}
@@ -38,7 +35,17 @@ def stateless(f: Callable[[Any], Any], *, name: str | None = None) -> Layer:
     ) -> tuple[Any, State]:
         return f(x), state
 
-    return Layer(init, apply, name)
+    return Layer(init, apply, own_name(f, "stateless_") if name is None else name)
+
+
+def own_name(f: Callable[..., Any], otherwise: str) -> str:
+    """The kind that a function's own name gives, or ``otherwise`` for a lambda.
+
+    >>> own_name(jnp.tanh, "stateless_"), own_name(lambda x: x, "stateless_")
+    ('tanh_', 'stateless_')
+    """
+    own = getattr(f, "__name__", "")
+    return f"{own}_" if own.isidentifier() and not own.endswith("_") else otherwise
 
 
 identity: Layer = stateless(lambda x: x, name="identity_")
@@ -89,3 +96,20 @@ def positive_int(value: Any, what: str) -> int:
     if value.__index__() < 1:
         raise ValueError(f"{what} must be at least 1, got {value}")
     return value.__index__()
+
+
+def kernel_and_bias(
+    key: Array,
+    kernel_shape: tuple[int, ...],
+    features: int,
+    dtype: Any,
+    kernel_init: Initializer,
+    bias_init: Initializer,
+    use_bias: bool,
+) -> Params:
+    """The parameters of an affine layer."""
+    bias_key = jax.random.fold_in(key, 1)
+    params = {"kernel": kernel_init(key, kernel_shape, dtype)}
+    if use_bias:
+        params["bias"] = bias_init(bias_key, (features,), dtype)
+    return params

@@ -49,7 +49,10 @@ class Row(NamedTuple):
 
 
 def rows(model: Layer, x: Spec) -> list[Row]:
-    """The innermost layers of ``model`` for input like ``x``, in the order in which they run."""
+    """The innermost layers of ``model`` for input like ``x``, in the order in which they run.
+
+    A layer made of layers has a row where it has parameters or state beside theirs.
+    """
     key = jax.eval_shape(lambda: jax.random.key(0))
     params, state = jax.eval_shape(model.init, key, x)
     visits: list[Visit] = []
@@ -61,16 +64,21 @@ def rows(model: Layer, x: Spec) -> list[Row]:
         return y
 
     jax.eval_shape(run, params, state, x, key)
-    groups = {
-        path.rsplit("/", i)[0] for path in (v.path for v in visits) for i in range(1, path.count("/") + 1)
-    }
-    if len(visits) > 1:
-        groups.add("")
     found: dict[str, Row] = {}
     for v in visits:
-        if v.path not in groups:
-            found.setdefault(v.path, _row(v))
-    return list(found.values())
+        found.setdefault(v.path, _row(v))
+    inside: dict[str, list[Row]] = {}
+    for path, row in found.items():
+        if path:
+            inside.setdefault(path.rpartition("/")[0], []).append(row)
+    own = {path: _own(row, inside.get(path, [])) for path, row in found.items()}
+    return [row for path, row in own.items() if path not in inside or row.params or row.state]
+
+
+def _own(row: Row, inside: list[Row]) -> Row:
+    """The row without what the rows inside it count."""
+    less = {name: sum(getattr(r, name) for r in inside) for name in ("params", "state", "bytes")}
+    return row._replace(**{name: getattr(row, name) - n for name, n in less.items()})
 
 
 def _row(v: Visit) -> Row:

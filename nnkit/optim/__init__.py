@@ -38,6 +38,7 @@ from nnkit.optim.hyperparams import (
 from nnkit.optim.lamb import lamb, scale_by_trust_ratio
 from nnkit.optim.lion import ScaleByLionState, lion, scale_by_lion
 from nnkit.optim.lookahead import LookaheadParams, LookaheadState, lookahead
+from nnkit.optim.loss_scale import LossScaleState, dynamic_loss_scale, loss_scale, static_loss_scale
 from nnkit.optim.masking import MaskedNode, MaskedState, PartitionState, masked, partition
 from nnkit.optim.matrices import MuonDimensionNumbers
 from nnkit.optim.muon import MuonState, muon, scale_by_muon, scale_by_shape
@@ -97,6 +98,7 @@ __all__ = [
     "InjectStatefulHyperparamsState",
     "LookaheadParams",
     "LookaheadState",
+    "LossScaleState",
     "MaskedNode",
     "MaskedState",
     "MultiSteps",
@@ -141,6 +143,7 @@ __all__ = [
     "cosine_decay_schedule",
     "cosine_onecycle_schedule",
     "cyclic_triangular_schedule",
+    "dynamic_loss_scale",
     "ema",
     "exponential_decay",
     "global_norm",
@@ -156,6 +159,7 @@ __all__ = [
     "lion",
     "look_ahead",
     "lookahead",
+    "loss_scale",
     "masked",
     "momentum",
     "multi_step_decay",
@@ -196,6 +200,7 @@ __all__ = [
     "sgdr_schedule",
     "skip_large_updates",
     "skip_not_finite",
+    "static_loss_scale",
     "step_decay",
     "trace",
     "warmup_constant_schedule",

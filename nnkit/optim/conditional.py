@@ -19,6 +19,7 @@ from nnkit.types import GradientTransformation, PyTree
 __all__ = [
     "ApplyIfFiniteState",
     "ZeroNansState",
+    "all_finite",
     "apply_if_finite",
     "check_count",
     "of_dtype",
@@ -147,9 +148,7 @@ def apply_if_finite(inner: GradientTransformation, max_consecutive_errors: Any) 
         updates: PyTree, state: PyTree, params: PyTree | None = None, **extra_args: Any
     ) -> tuple[PyTree, PyTree]:
         state = check_state("apply_if_finite", state, ApplyIfFiniteState)
-        finite = jnp.array(True)
-        for u in jax.tree.leaves(updates):
-            finite &= jnp.isfinite(u).all()
+        finite = all_finite(updates)
         in_a_row = jnp.where(finite, 0, increment(state.notfinite_count))
         with jax.numpy_dtype_promotion("standard"):  # a traced number may be of another integer dtype
             accept = finite | (in_a_row > most)
@@ -163,6 +162,18 @@ def apply_if_finite(inner: GradientTransformation, max_consecutive_errors: Any) 
         )
 
     return GradientTransformation(init, update)
+
+
+def all_finite(updates: PyTree) -> Bool[Array, ""]:
+    """Whether there is no inf and no NaN among them.
+
+    >>> bool(all_finite({"w": jnp.array([1.0, jnp.nan])}))
+    False
+    """
+    finite = jnp.array(True)
+    for u in jax.tree.leaves(updates):
+        finite &= jnp.isfinite(u).all()
+    return finite
 
 
 def update_if(

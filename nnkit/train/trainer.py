@@ -12,9 +12,12 @@ import numpy as np
 
 from nnkit.checks import check_key
 from nnkit.losses import check_targets
-from nnkit.optim import apply_updates
+from nnkit.optim import apply_updates, loss_scale
 from nnkit.optim.combine import tolerant
+from nnkit.optim.conditional import all_finite
+from nnkit.optim.loss_scale import unscale
 from nnkit.train.preflight import specs
+from nnkit.tree import wide
 from nnkit.types import (
     Array,
     GradientTransformation,
@@ -66,7 +69,9 @@ def trainer(
       model_or_objective: a layer, or an objective.
       loss: one value for each example; only with a layer.
       optimizer: nnkit's or optax's. An update that takes them gets the loss as ``value``, the gradients
-        as ``grad`` and the loss as a function of the parameters as ``value_fn``.
+        as ``grad`` and the loss as a function of the parameters as ``value_fn``. Under
+        ``optim.dynamic_loss_scale`` the loss is scaled before it is differentiated, which no metric and
+        none of these three shows, and a step that it skips leaves the layers' state as it was.
       init: makes the parameters and state of an objective, ``model.init`` for instance.
       metrics: by name, further functions of (predictions, targets) with one value for each
         example; only with a layer. An objective returns its own.
@@ -207,14 +212,21 @@ def _trainer(
         def loss(params: Params) -> tuple[Array, tuple[State, dict[str, Array]]]:
             return objective(params, ts.state, batch, key=key, train=True)
 
-        (value, (state, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(ts.params)
+        scale = loss_scale(ts.opt_state)
+        (value, (state, metrics)), grads = _value_and_grad(loss, ts.params, scale)
         _check_state(ts.state, state)
+        plain = grads
+        if not isinstance(scale, float):
+            plain = unscale(grads, scale)
+            # The optimizer skips a step that is not finite, and statistics of inf would stay so for good.
+            finite = all_finite(plain)
+            state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), state, ts.state)
         updates, opt_state = optimizer.update(
             grads,
             ts.opt_state,
             ts.params,
             value=value,
-            grad=grads,
+            grad=plain,
             value_fn=lambda params: loss(params)[0],
         )
         rounding = jax.random.fold_in(key, ROUNDING) if stochastic_rounding else None
@@ -227,6 +239,20 @@ def _trainer(
         return {"loss": value, **metrics}
 
     return Trainer(init, step, evaluate)
+
+
+def _value_and_grad(loss: Callable[[Params], Any], params: Params, scale: Any) -> Any:
+    """``jax.value_and_grad(loss, has_aux=True)``, the gradients of the loss times the scale, where there is one."""
+    if isinstance(scale, float):
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    def scaled(params: Params) -> Any:
+        value, aux = loss(params)
+        dtype = wide(jnp.result_type(value))
+        return jnp.asarray(value, dtype) * scale.astype(dtype), (value, aux)
+
+    (_, value), grads = jax.value_and_grad(scaled, has_aux=True)(params)
+    return value, grads
 
 
 def _check_state(before: PyTree, after: PyTree) -> None:

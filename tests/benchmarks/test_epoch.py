@@ -87,7 +87,7 @@ def assert_same(found: Run, wanted: Run) -> None:
 # Not in float32. There a unit within 1e-6 of the kink of its ReLU falls on either side (seen once in
 # some ten steps, where PyTorch and XLA were compared with a float64 run), Adam moves its weights by
 # its whole rate, and losses are 1e-3 apart after twenty steps of the same training.
-WITHOUT_DROPOUT = {"mlp": {}, "batch norm": {"batch_norm": True}}
+WITHOUT_DROPOUT = {"mlp": {}, "batch norm": {"batch_norm": True}, "cnn": VARIANTS["cnn"]}
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +106,10 @@ def test_every_peer_trains_the_network_that_nnkit_trains(name, variant, ours):
         on = task(np.float64, **WITHOUT_DROPOUT[variant])
         found = trained(implementation(name), on, orders(len(on.x)))
     assert_same(found, ours[variant])
-    # The statement's own numbers of parameters: 784-256-128-10, and a scale and a bias a hidden unit.
-    assert sum(a.size for a in found.first.values()) == {"mlp": 235_146, "batch norm": 235_914}[variant]
+    # The statement's own numbers of parameters: 784-256-128-10; a scale and a bias a hidden unit; the
+    # convolutions' 320 and 18,496, and (7·7·64)-128-10.
+    counts = {"mlp": 235_146, "batch norm": 235_914, "cnn": 421_642}
+    assert sum(a.size for a in found.first.values()) == counts[variant]
 
 
 MUTANTS = {

@@ -62,6 +62,18 @@ def test_summary_computes_nothing_and_totals():
     assert text.splitlines()[-1].split() == ["total", "200,022,000,010", "0", "800,088,000,040"]
 
 
+def test_a_layer_of_layers_has_a_row_for_what_is_its_own():
+    model = layers.serial(
+        layers.probe(layers.serial(layers.dense(3), layers.batch_norm()), statistics=("mean", "std"))
+    )
+    found = {row.path: row[3:] for row in rows(model, X)}
+    assert found == {
+        "serial_0/dense_0": (15, 0, 60),
+        "serial_0/batch_norm_0": (6, 6, 48),
+        "serial_0": (0, 2, 8),
+    }
+
+
 def test_summary_of_one_layer_and_of_several_outputs():
     assert layers.summary(layers.dense(3), X).splitlines()[2].split()[:3] == ["dense", "dense", "(2,3)"]
     both = layers.branch(layers.dense(3), layers.serial(pair=layers.branch(layers.relu, layers.relu)))

@@ -19,6 +19,7 @@ import optax
 import torch
 
 from nnkit import optim
+from nnkit.testing.table.optimizers_torch import torch_gradients
 from tests.optim import test_optimizers_against_torch as against_torch
 from tests.optim.oracle import (
     beside,
@@ -35,7 +36,7 @@ from tests.optim.test_optimizer_mutants import MUTANTS
 HEAD = """# Proofs of the optimizers
 
 Written by `python -m tests.optim.prove docs/proofs.md`; the tests assert the same with the bounds named here.
-The options of each line are in tests/optim/rows.py and tests/optim/test_optimizers_against_torch.py.
+The options of each line are in nnkit/testing/table/optimizers.py and optimizers_torch.py.
 """
 
 
@@ -99,7 +100,7 @@ def _torch() -> list[str]:
         "| | difference |",
         "|---|---|",
     ]
-    grads = against_torch._gradients(np.float64)
+    grads = torch_gradients(np.float64)
     torch.set_default_dtype(torch.float64)
     for name, (ours, theirs) in against_torch.ROWS.items():
         _tell(f"PyTorch: {name}")

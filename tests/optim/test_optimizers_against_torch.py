@@ -7,6 +7,7 @@ what differs is the optimizer; weight decay feeds the parameters back.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,17 +17,7 @@ import pytest
 import torch
 
 from nnkit import optim
-
-STEPS = 200
-
-
-def _gradients(dtype: Any) -> np.ndarray:
-    rng = np.random.default_rng(0)
-    g = rng.normal(size=(STEPS, 40)) * 10.0 ** rng.uniform(-3, 3, size=(STEPS, 40))
-    g[:, :4] = 0.0
-    g[:, 4:8] *= rng.random((STEPS, 4)) < 0.1
-    g[:, 8:12] = rng.normal(size=(STEPS, 4)) + 2
-    return g.astype(dtype)
+from nnkit.testing.table.optimizers_torch import TORCH, decayed, torch_gradients
 
 
 @pytest.fixture(autouse=True)
@@ -69,116 +60,14 @@ def _ours(optimizer: Any, grads: np.ndarray) -> np.ndarray:
     return np.asarray(run(params, optimizer.init(params), jnp.asarray(grads)))
 
 
-def _decayed(rate: float, optimizer: Any) -> Any:
-    """PyTorch's ``weight_decay`` of all but AdamW."""
-    return optim.chain(optim.add_decayed_weights(rate), optimizer)
-
-
 RATE = 1e-2
 T = torch.optim
-ROWS: dict[str, tuple[Any, Any]] = {
-    "sgd": (optim.sgd(RATE), lambda p: T.SGD(p, RATE)),
-    "sgd_momentum": (optim.sgd(RATE, 0.9), lambda p: T.SGD(p, RATE, momentum=0.9)),
-    "sgd_nesterov": (optim.sgd(RATE, 0.9, True), lambda p: T.SGD(p, RATE, momentum=0.9, nesterov=True)),
-    "sgd_decay": (_decayed(0.1, optim.sgd(RATE)), lambda p: T.SGD(p, RATE, weight_decay=0.1)),
-    "sgd_nesterov_decay": (
-        _decayed(0.1, optim.sgd(RATE, 0.9, True)),
-        lambda p: T.SGD(p, RATE, momentum=0.9, nesterov=True, weight_decay=0.1),
-    ),
-    "adagrad": (optim.adagrad(RATE, 0.0, 1e-10, eps_in_sqrt=False), lambda p: T.Adagrad(p, RATE)),
-    "adagrad_arguments": (
-        _decayed(0.1, optim.adagrad(RATE, 0.5, 1e-3, eps_in_sqrt=False)),
-        lambda p: T.Adagrad(p, RATE, initial_accumulator_value=0.5, eps=1e-3, weight_decay=0.1),
-    ),
-    "rmsprop": (
-        optim.rmsprop(RATE, 0.99, eps_in_sqrt=False, learning_rate_in_momentum=False),
-        lambda p: T.RMSprop(p, RATE),
-    ),
-    "rmsprop_momentum": (
-        optim.rmsprop(RATE, 0.95, 1e-3, eps_in_sqrt=False, momentum=0.9, learning_rate_in_momentum=False),
-        lambda p: T.RMSprop(p, RATE, alpha=0.95, eps=1e-3, momentum=0.9),
-    ),
-    "rmsprop_centered": (
-        optim.rmsprop(RATE, 0.99, eps_in_sqrt=False, centered=True),
-        lambda p: T.RMSprop(p, RATE, centered=True),
-    ),
-    "rmsprop_centered_momentum_decay": (
-        _decayed(
-            0.1,
-            optim.rmsprop(
-                RATE,
-                0.9,
-                1e-3,
-                eps_in_sqrt=False,
-                centered=True,
-                momentum=0.5,
-                learning_rate_in_momentum=False,
-            ),
-        ),
-        lambda p: T.RMSprop(p, RATE, alpha=0.9, eps=1e-3, centered=True, momentum=0.5, weight_decay=0.1),
-    ),
-    "adam": (optim.adam(RATE), lambda p: T.Adam(p, RATE)),
-    "adam_arguments": (
-        _decayed(0.1, optim.adam(RATE, 0.8, 0.95, 1e-4)),
-        lambda p: T.Adam(p, RATE, (0.8, 0.95), 1e-4, weight_decay=0.1),
-    ),
-    "adamw": (optim.adamw(RATE, weight_decay=0.01), lambda p: T.AdamW(p, RATE)),
-    "adamw_arguments": (
-        optim.adamw(RATE, 0.8, 0.95, 1e-4, weight_decay=0.3),
-        lambda p: T.AdamW(p, RATE, (0.8, 0.95), 1e-4, weight_decay=0.3),
-    ),
-    "nadam": (optim.nadam(RATE, momentum_decay=4e-3), lambda p: T.NAdam(p, RATE)),
-    "nadam_arguments": (
-        _decayed(0.1, optim.nadam(RATE, 0.8, 0.95, 1e-4, momentum_decay=0.1)),
-        lambda p: T.NAdam(p, RATE, (0.8, 0.95), 1e-4, weight_decay=0.1, momentum_decay=0.1),
-    ),
-    "nadam_of_optax": (optim.nadam(RATE), lambda p: T.NAdam(p, RATE, momentum_decay=1e6)),
-    "nadamw": (
-        optim.nadamw(RATE, weight_decay=0.3, momentum_decay=4e-3),
-        lambda p: T.NAdam(p, RATE, weight_decay=0.3, decoupled_weight_decay=True),
-    ),
-    "radam": (optim.radam(RATE, bias_correction_eps=True), lambda p: T.RAdam(p, RATE)),
-    "radam_arguments": (
-        _decayed(0.1, optim.radam(RATE, 0.8, 0.95, 1e-4, bias_correction_eps=True)),
-        lambda p: T.RAdam(p, RATE, (0.8, 0.95), 1e-4, weight_decay=0.1),
-    ),
-    "radamw": (
-        optim.chain(
-            optim.scale_by_radam(bias_correction_eps=True),
-            optim.add_decayed_weights(0.3),
-            optim.scale_by_learning_rate(RATE),
-        ),
-        lambda p: T.RAdam(p, RATE, weight_decay=0.3, decoupled_weight_decay=True),
-    ),
-    "adamax": (optim.adamax(RATE), lambda p: T.Adamax(p, RATE)),
-    "adamax_arguments": (
-        _decayed(0.1, optim.adamax(RATE, 0.8, 0.95, 1e-4)),
-        lambda p: T.Adamax(p, RATE, (0.8, 0.95), 1e-4, weight_decay=0.1),
-    ),
-    "adadelta": (optim.adadelta(), lambda p: T.Adadelta(p)),
-    "adadelta_arguments": (
-        optim.adadelta(0.5, 0.95, 1e-3, 0.1),
-        lambda p: T.Adadelta(p, 0.5, 0.95, 1e-3, weight_decay=0.1),
-    ),
-    "amsgrad": (optim.amsgrad(RATE, correct_after_max=True), lambda p: T.Adam(p, RATE, amsgrad=True)),
-    "amsgrad_arguments": (
-        _decayed(0.1, optim.amsgrad(RATE, 0.8, 0.95, 1e-4, correct_after_max=True)),
-        lambda p: T.Adam(p, RATE, (0.8, 0.95), 1e-4, weight_decay=0.1, amsgrad=True),
-    ),
-    "amsgradw": (
-        optim.chain(
-            optim.scale_by_amsgrad(correct_after_max=True),
-            optim.add_decayed_weights(0.3),
-            optim.scale_by_learning_rate(RATE),
-        ),
-        lambda p: T.AdamW(p, RATE, weight_decay=0.3, amsgrad=True),
-    ),
-}
+ROWS = {name: (ours, partial(theirs, T)) for name, (ours, theirs) in TORCH.items()}
 
 
 def check_trajectory(ours: Any, theirs: Any, dtype: Any, tolerance: float, epoch: int = 0) -> None:
     """Every parameter at every step, by the largest parameter: parameters cross 0."""
-    grads = _gradients(dtype)
+    grads = torch_gradients(dtype)
     with jax.enable_x64(dtype == np.float64):
         mine = _ours(ours, grads)
     expected = _theirs(theirs, grads, epoch)
@@ -264,7 +153,7 @@ def test_other_places_for_the_rate_are_told_apart(name: str, ours: Any) -> None:
         ("adamw", optim.adamw(RATE)),
         ("nadam", optim.nadam(RATE)),
         ("nadam", optim.nadam(RATE, momentum_decay=5e-3)),
-        ("nadamw", _decayed(0.3, optim.nadam(RATE, momentum_decay=4e-3))),
+        ("nadamw", decayed(0.3, optim.nadam(RATE, momentum_decay=4e-3))),
         ("radam", optim.radam(RATE)),
         ("radam", optim.radam(RATE, threshold=6.0, bias_correction_eps=True)),
         ("radam", optim.radam(RATE, nesterov=True, bias_correction_eps=True)),

@@ -11,19 +11,9 @@ import pytest
 import torch
 
 from nnkit import optim
-from tests.optim.test_schedules_against_optax import compiled
+from nnkit.testing.table.schedules import compiled, in_torch
 
 STEPS = np.arange(70, dtype=np.int32)
-
-
-def in_torch(scheduler: Any, steps: int = len(STEPS), lr: float = 0.3) -> np.ndarray:
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=lr)
-    scheduler, rates = scheduler(optimizer), []
-    for _ in range(steps):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    return np.array(rates)
 
 
 def check(schedule: Any, expected: np.ndarray) -> None:

@@ -5,23 +5,17 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from nnkit import layers, losses, optim, train
-from tests.programs.standins import causal_attention, embedding, layer_norm
+from nnkit import layers, losses, ops, optim, train
 
 VOCABULARY, FEATURES, LENGTH = 12, 32, 24
 
 
 def transformer(cache: int | None = None):
     def block():
-        return layers.serial(
-            attend=layers.residual(layers.serial(layer_norm(), causal_attention(4, cache))),
-            think=layers.residual(
-                layers.serial(layer_norm(), layers.dense(64), layers.gelu, layers.dense(FEATURES))
-            ),
-        )
+        return layers.transformer_block(4, mlp_features=64, causal=True, rotary=ops.rotary, cache_length=cache)
 
     return layers.serial(
-        embedding(VOCABULARY, FEATURES), block(), block(), layer_norm(), layers.dense(VOCABULARY)
+        layers.embedding(VOCABULARY, FEATURES), block(), block(), layers.layer_norm(), layers.dense(VOCABULARY)
     )
 
 

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 
 from nnkit import layers, losses, optim, train
-from tests.programs.standins import embedding
 
 TEXT = "the quick brown fox jumps over the lazy dog. " * 40
 LETTERS = sorted(set(TEXT))
@@ -14,14 +13,14 @@ LETTERS = sorted(set(TEXT))
 
 def forward(net, ids):
     h = net.body(net.embed(ids))
-    return h @ net.embed.params["embedding"].T
+    return layers.attend(net.embed.params, h)
 
 
 def main() -> tuple[list[str], float]:
     ids = np.array([LETTERS.index(c) for c in TEXT], np.int32)
     model = layers.wire(
         forward,
-        embed=embedding(len(LETTERS), 32),
+        embed=layers.embedding(len(LETTERS), 32),
         body=layers.residual(layers.serial(layers.dense(64), layers.relu, layers.dense(32))),
     )
     trainer = train.trainer(model, losses.softmax_cross_entropy, optim.adam(1e-2))

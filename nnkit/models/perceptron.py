@@ -1,14 +1,14 @@
-"""Networks by name, for scripts and command lines."""
+"""Networks of dense layers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from nnkit import initializers, layers
-from nnkit.checks import is_static_number, unknown_name
+from nnkit.checks import is_static_number
 from nnkit.types import Array, Layer
 
-__all__ = ["MODELS", "build", "mlp", "mlp_bn_dropout"]
+__all__ = ["mlp", "mlp_bn_dropout"]
 
 
 def mlp(classes: int, *, hidden: Sequence[int] = (256, 128), dropout: float | Array = 0.0) -> Layer:
@@ -49,23 +49,3 @@ def _stack(classes: int, hidden: Sequence[int], dropout: float | Array, normalis
         if not (is_static_number(dropout) and dropout == 0):
             body.append(layers.dropout(dropout))
     return layers.serial(*body, layers.dense(classes))
-
-
-MODELS: dict[str, Callable[..., Layer]] = {"mlp": mlp, "mlp_bn_dropout": mlp_bn_dropout}
-"""What :func:`build` knows."""
-
-
-def build(name: str, classes: int, **options: object) -> Layer:
-    """The network called ``name`` for so many classes.
-
-    Raises:
-      ValueError: for an unknown name, with the nearest known ones.
-
-    >>> build("mpl", 10)
-    Traceback (most recent call last):
-    ...
-    ValueError: unknown model 'mpl'; did you mean 'mlp'? Known: mlp, mlp_bn_dropout
-    """
-    if name not in MODELS:
-        raise unknown_name("model", name, MODELS)
-    return MODELS[name](classes, **options)
