@@ -2,9 +2,9 @@
 
 Each row is one layer, forward and backward, or one of its three parts. ``nnkit`` and ``lax`` take their
 steps within a ``lax.scan``, as nnkit trains; ``nnkit call`` and ``lax call`` are one jitted call a step.
-The inputs change from step to step: with the same ones XLA would compute the gradient once and hoist it
-out of the loop. ``torch`` is PyTorch's own, channels last (oneDNN). All run in one process, in turns whose
-order rotates; ``gain`` is nnkit's time in the loop against the row's: how many times as long the row takes.
+The inputs change from step to step, which costs a pass over them: with the same ones XLA would compute
+the gradient once and hoist it out of the loop. ``torch`` is PyTorch's own, channels last (oneDNN). All run
+in one process, in turns whose order rotates; ``gain`` is how many times as long as nnkit's loop a row takes.
 """
 
 from __future__ import annotations
@@ -159,35 +159,39 @@ def _work(kind: str, layer: Layer, part: str, steps: int) -> Callable[[], Any]:
         return _torch(layer, part, steps)
     operands = tuple(map(jnp.asarray, _arrays(layer)))
     step = functools.partial(_step, _function(kind.split()[0], layer), part, bool(layer.outputs))
+
+    def advance(operands: Any) -> Any:
+        results = step(*operands)
+        change = sum(r[(-1,) * r.ndim] for r in results) * 1e-30  # so that nothing can leave the loop
+        return tuple(v + change for v in operands), results
+
     if kind.endswith("call"):
-        call = jax.jit(step, compiler_options=OPTIONS)
+        call, now = jax.jit(advance, compiler_options=OPTIONS, donate_argnums=0), operands
 
         def calls() -> None:
+            nonlocal now
             for _ in range(steps):
-                jax.block_until_ready(call(*operands))
+                now, results = call(now)
+                jax.block_until_ready(results)
 
         return calls
 
-    def loop(*operands: Any) -> Any:
-        def body(carry: Any, _: None) -> Any:
-            operands, _ = carry
-            results = step(*operands)
-            change = sum(r[(-1,) * r.ndim] for r in results) * 1e-30  # so that nothing can leave the loop
-            return (tuple(v + change for v in operands), results), None
-
+    def loop(operands: Any) -> Any:
         start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(step, *operands))
-        return jax.lax.scan(body, (operands, start), None, length=steps)[0][1]
+        return jax.lax.scan(
+            lambda carry, _: (advance(carry[0]), None), (operands, start), None, length=steps
+        )[0][1]
 
     run = jax.jit(loop, compiler_options=OPTIONS)
-    return lambda: jax.block_until_ready(run(*operands))
+    return lambda: jax.block_until_ready(run(operands))
 
 
 def _step(f: Callable[..., Any], part: str, has_kernel: bool, x: Any, w: Any, y: Any) -> tuple[Any, ...]:
     if part == "forward":
         return (f(x, w),)
-    if part == "input" or (part == "both" and not has_kernel):
+    if part == "input" or not has_kernel:
         result, back = jax.vjp(lambda x: f(x, w), x)
-        return back(y) if part == "input" and has_kernel else (result, *back(y))
+        return back(y) if part == "input" else (result, *back(y))
     if part == "kernel":
         return jax.vjp(lambda w: f(x, w), w)[1](y)
     result, back = jax.vjp(f, x, w)
@@ -225,24 +229,22 @@ def _torch(layer: Layer, part: str, steps: int) -> Callable[[], Any]:
     for leaf in wanted:
         leaf.requires_grad_()
 
+    def forward() -> Any:
+        if layer.outputs:
+            return torch.nn.functional.conv2d(x, w, None, layer.strides, layer.padding, 1, layer.groups)
+        return torch.nn.functional.max_pool2d(x, layer.window, layer.strides)
+
+    result = forward()
+
     def work() -> None:
+        nonlocal result
         for _ in range(steps):
-            if layer.outputs:
-                result = torch.nn.functional.conv2d(x, w, None, layer.strides, layer.padding, 1, layer.groups)
-            else:
-                result = torch.nn.functional.max_pool2d(x, layer.window, layer.strides)
+            if part in ("both", "forward"):
+                result = forward()
             if wanted:
-                torch.autograd.grad(result, wanted, y)
+                torch.autograd.grad(result, wanted, y, retain_graph=part != "both")
 
-    def timed() -> None:
-        if part in ("both", "forward") or not layer.outputs:
-            return work()
-        result = torch.nn.functional.conv2d(x, w, None, layer.strides, layer.padding, 1, layer.groups)
-        for _ in range(steps):
-            torch.autograd.grad(result, wanted, y, retain_graph=True)
-        return None
-
-    return timed
+    return work
 
 
 if __name__ == "__main__":

@@ -136,16 +136,20 @@ def kernel_gradient_im2col(x: Array, y: Array, g: Geometry) -> Array:
     A product that sums over the first axis of both its operands is several times slower on a CPU than
     one that sums over the last of one and the first of the other, so one operand is transposed before.
     """
-    points, inputs, outputs = g.points, x.shape[-1], y.shape[-1]
-    transpose_x = inputs <= outputs and g.strides[-1] == 1 and g.output[-1] >= 8
+    inputs, outputs = x.shape[-1], y.shape[-1]
+    unbroken = g.strides[-1] == 1 and g.output[-1] >= 8  # the copies' runs, with the last axis innermost
+    transpose_x = inputs <= outputs and (g.points == 1 or unbroken)
 
     def gradient(x: Array, y: Array) -> Array:
+        if transpose_x and g.points == 1:
+            ((_, seen),) = _shifts(_padded(x, g), g)
+            return _dot(_across(seen), y.reshape(-1, outputs))
         if transpose_x:
             x = _padded(lax.optimization_barrier(jnp.moveaxis(x, -1, 0)), g, axis=2)
-            rows = jnp.stack([v for _, v in _shifts(x, g, axis=2)]).reshape(points * inputs, -1)
+            rows = jnp.stack([v for _, v in _shifts(x, g, axis=2)]).reshape(g.points * inputs, -1)
             return _dot(rows, y.reshape(-1, outputs))
         columns = jnp.concatenate([v for _, v in _shifts(_padded(x, g), g)], -1)
-        return _dot(_across(y), columns.reshape(-1, points * inputs))
+        return _dot(_across(y), columns.reshape(-1, g.points * inputs))
 
     total = _summed(gradient, (x, y), _chunk_size(x, g))
     if not transpose_x:
@@ -192,7 +196,8 @@ def _by_group(algorithm: Algorithm) -> Algorithm:
         if g.groups == 1:
             return algorithm(a, b, g)
         each = lax.map(
-            lambda group: algorithm(*group, g._replace(groups=1)), (split(a, g.groups), split(b, g.groups))
+            lambda group: algorithm(group[0], group[1], g._replace(groups=1)),
+            (split(a, g.groups), split(b, g.groups)),
         )
         joined = jnp.moveaxis(each, 0, -2)
         return joined.reshape(*joined.shape[:-2], -1)
@@ -218,7 +223,9 @@ def _undilated(algorithm: Algorithm) -> Algorithm:
 
 def _phases(x: Array, w: Array, g: Geometry) -> Array:
     """Each phase by the algorithm that suits it."""
-    return forward_phases(x, w, g, lambda x, w, g: FORWARD[choose_forward(g, x.shape[-1])](x, w, g))
+    return forward_phases(
+        x, w, g, lambda x, w, g: FORWARD[choose_forward(g, x.shape[-1], w.shape[-1])](x, w, g)
+    )
 
 
 def _shift(x: Array, w: Array, g: Geometry) -> Array:

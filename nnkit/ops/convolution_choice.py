@@ -18,6 +18,9 @@ NAMES = {
 }
 """The algorithms at each place, beside ``"auto"``."""
 
+FEW = 8
+"""Of fewer channels in a group, in or out, a product of matrices makes too little."""
+
 
 class Algorithms(NamedTuple):
     """The algorithms of a convolution and its derivatives; ``docs/numerics.md`` says what each is.
@@ -57,19 +60,21 @@ def choose(place: str, g: Geometry, inputs: int, outputs: int) -> str:
     if place == "kernel_gradient":
         return _kernel_gradient(g, inputs)
     if place == "forward":
-        return choose_forward(g, inputs)
-    name = choose_forward(g.adjoint, outputs)
+        return choose_forward(g, inputs, outputs)
+    name = choose_forward(g.adjoint, outputs, inputs)
     return "flip" if name == "xla" else name
 
 
-def choose_forward(g: Geometry, inputs: int) -> str:
-    """The algorithm of a convolution of so many input channels."""
+def choose_forward(g: Geometry, inputs: int, outputs: int) -> str:
+    """The algorithm of a convolution from so many to so many channels."""
     if max(g.input_dilation) > 1:
-        return "phases" if _has_phases(g) else "xla"
-    if inputs == g.groups:
-        return "shift" if g.groups > 1 and g.points <= 32 else "xla"
+        return "phases" if _has_phases(g) and g.points > 1 else "xla"
+    if inputs == g.groups > 1 and g.points <= 32:
+        return "shift"
     if g.points == 1:
         return "im2col"
+    if min(inputs, outputs) < FEW * g.groups:
+        return "xla"
     if g.spatial == 2:
         axis, more = extra_rows(g)
         if more <= g.output[axis] * g.strides[axis] / 8:

@@ -178,7 +178,7 @@ def _jvp_of_largest(primals: Any, tangents: Any, windows: Windows) -> Any:
     (x,), (t,) = primals, tangents
     y = bind(_largest, x, windows=windows)
     if isinstance(t, ad.Zero):
-        return y, ad.Zero.from_primal_value(y)
+        return y, ad.Zero(jax.typeof(y).to_tangent_aval())
     return y, bind(_pick, t, x, windows=windows)
 
 

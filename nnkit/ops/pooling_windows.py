@@ -50,12 +50,20 @@ class Windows(NamedTuple):
     @property
     def axes(self) -> list[Windows]:
         """Windows of one axis each, the last axis first, which reduced in turn reduce these."""
-        none, n = Windows((1,), (1,), ((0, 0),)), len(self.window)
-        one_by_one = [
-            Windows(*(a * i + b[i : i + 1] + a * (n - i - 1) for a, b in zip(none, self, strict=True)))
-            for i in reversed(range(n))
+        along = range(len(self.window))
+
+        def one(axis: int) -> Windows:
+            return Windows(
+                tuple(k if i == axis else 1 for i, k in enumerate(self.window)),
+                tuple(s if i == axis else 1 for i, s in enumerate(self.strides)),
+                tuple(p if i == axis else (0, 0) for i, p in enumerate(self.padding)),
+            )
+
+        return [
+            one(i)
+            for i in reversed(along)
+            if (self.window[i], self.strides[i], self.padding[i]) != (1, 1, (0, 0))
         ]
-        return [w for w in one_by_one if w != Windows(*(a * n for a in none))]
 
 
 def lowest(dtype: Any) -> np.ndarray:
@@ -107,13 +115,12 @@ def total(x: Array, windows: Windows) -> Array:
 
 
 def _reduced(x: Array, start: np.ndarray, f: Callable[..., Array], windows: Windows) -> Array:
-    cut = [
-        (min(low, 0), min(high, 0), 0) for low, high in windows.padding
-    ]  # XLA's gradients know no such padding
+    # XLA's gradients know no negative padding.
+    cut = [(min(low, 0), min(high, 0), 0) for low, high in windows.padding]
     x = lax.pad(x, start[()], [(0, 0, 0), *cut, (0, 0, 0)])
-    padding = [(max(low, 0), max(high, 0)) for low, high in windows.padding]
-    around = ((1, *v, 1) for v in (windows.window, windows.strides))
-    return lax.reduce_window(x, start[()], f, *around, ((0, 0), *padding, (0, 0)))
+    padding = [(0, 0), *((max(low, 0), max(high, 0)) for low, high in windows.padding), (0, 0)]
+    window, strides = (1, *windows.window, 1), (1, *windows.strides, 1)
+    return lax.reduce_window(x, start[()], f, window, strides, padding)
 
 
 def spread(t: Array, windows: Windows, sizes: tuple[int, ...]) -> Array:
@@ -179,10 +186,9 @@ def _place(t: Array, x: Array, windows: Windows) -> Array:
     t, chosen, zero = _by_block(t), _by_block(chosen), np.zeros((), t.dtype)[()]
 
     def to_blocks(before: tuple[int, ...]) -> Array:
-        own = sum(
-            (_along(np.arange(s) + blocks * s, axis, windows) * weight)
-            for axis, (s, weight, blocks) in enumerate(zip(windows.strides, weights, before, strict=True))
-        )
+        own = np.zeros((), int)
+        for axis, (s, weight, blocks) in enumerate(zip(windows.strides, weights, before, strict=True)):
+            own = own + _along(np.arange(s) + blocks * s, axis, windows) * weight
         return jnp.where(chosen == own.astype(dtype), t, zero)
 
     return _from_blocks(to_blocks, x.shape[1:-1], windows)

@@ -25,7 +25,8 @@ def _float64():
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    """So that these few examples are several chunks and a rest."""
+    """So that these few examples are several chunks and a rest, and these few channels many."""
+    monkeypatch.setattr(choice, "FEW", 1)
     monkeypatch.setattr(algorithms, "_chunk_size", lambda x, g: min(2, x.shape[0]))
 
 
@@ -286,11 +287,11 @@ def test_a_wrong_algorithm_is_caught(mutant, monkeypatch):
 
 
 SHAPES = {
-    "stem": ((128, 28, 28, 1), (3, 3, 1, 32), 1, ("xla", "row", "im2col")),
+    "stem": ((128, 28, 28, 1), (3, 3, 1, 32), 1, ("xla", "flip", "im2col")),
     "small": ((128, 14, 14, 32), (3, 3, 32, 64), 1, ("row", "row", "im2col")),
     "resnet": ((32, 32, 32, 64), (3, 3, 64, 64), 1, ("row", "row", "im2col")),
     "halving": ((32, 32, 32, 64), (3, 3, 64, 128), 2, ("im2col", "phases", "im2col")),
-    "shortcut": ((32, 32, 32, 64), (1, 1, 64, 128), 2, ("im2col", "phases", "im2col")),
+    "shortcut": ((32, 32, 32, 64), (1, 1, 64, 128), 2, ("im2col", "flip", "im2col")),
     "large image": ((1, 512, 512, 64), (5, 5, 64, 64), 2, ("xla", "phases", "shift")),
 }
 

@@ -191,12 +191,7 @@ def test_a_nan_is_kept_and_takes_the_gradient_and_minus_infinity_is_no_nan():
 WRONG = {
     "all of equal elements": ("max", "halving", "_is_it", lambda x, y: x >= y - 2),
     "the last element": ("max", "overlapping", "_elements", lambda *a: _elements(*a)[::-1]),
-    "overlaps not added": (
-        "sum",
-        "dense",
-        "_from_blocks",
-        lambda f, *a: _from_blocks(lambda b: f((0, 0)), *a),
-    ),
+    "blocks in the wrong order": ("sum", "gaps", "_from_blocks", lambda f, *a: _from_blocks(f, *a)[:, ::-1]),
 }
 _elements, _from_blocks = pooling_windows._elements, pooling_windows._from_blocks
 
@@ -235,8 +230,5 @@ def test_a_program_does_not_grow_with_a_long_window():
     def gradient(x, k):
         return jax.grad(lambda x: jnp.sum(ops.max_pool(x, (k,), strides=(k,), padding=((0, 0),))))(x)
 
-    sizes = [
-        len(jax.jit(gradient, static_argnums=1).lower(jnp.ones((1, 512, 1)), k).as_text()) for k in (65, 512)
-    ]
-    assert itertools.pairwise(sizes)
-    assert max(sizes) < 20_000
+    lowered = jax.jit(gradient, static_argnums=1).lower(jnp.ones((1, 512, 1)), 512)
+    assert len(lowered.as_text()) < 20_000
