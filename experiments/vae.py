@@ -105,8 +105,8 @@ def _pixels(logits: Any, x: Any) -> Any:
 def objective_of(nets: dict[str, Layer]) -> Objective:
     """The negative bound, averaged over the batch."""
 
-    def objective(params: Any, state: Any, x: Any, *, key: Any, train: bool) -> Any:
-        reconstruction, kl = bound(nets, params, x, key)
+    def objective(params: Any, state: Any, batch: Any, *, key: Any, train: bool) -> Any:
+        reconstruction, kl = bound(nets, params, batch, key)
         loss = jnp.mean(reconstruction + kl)
         return loss, (state, {"reconstruction": reconstruction.mean(), "kl": kl.mean()})
 

@@ -77,7 +77,11 @@ PAGE_OF = {
 @pytest.mark.parametrize("part", sorted(PAGE_OF))
 def test_every_public_name_is_in_the_documents(part):
     text = (ROOT / "docs" / f"{PAGE_OF[part]}.md").read_text()
-    missing = [name for name in importlib.import_module(f"nnkit.{part}").__all__ if not re.search(rf"\b{name}\b", text)]
+    missing = [
+        name
+        for name in importlib.import_module(f"nnkit.{part}").__all__
+        if not re.search(rf"\b{name}\b", text)
+    ]
     assert not missing, f"docs/{PAGE_OF[part]}.md does not mention {missing}"
 
 

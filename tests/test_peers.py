@@ -60,4 +60,8 @@ def test_what_the_page_says_is_here_is_here():
     public = {*layers.__all__, *(f"ops.{name}" for name in ops.__all__)}
     assert not names - public
     kinds = {name for name in layers.__all__ if name[0].islower()}
-    assert not kinds - names - {"activation_gradients", "frozen", "named", "observe", "probe", "residual", "summary"}
+    assert (
+        not kinds
+        - names
+        - {"activation_gradients", "frozen", "named", "observe", "probe", "residual", "summary"}
+    )

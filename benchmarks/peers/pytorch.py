@@ -54,7 +54,10 @@ class Eager:
         layers.append(torch.nn.Linear(widths[-1], task.classes))
         self.by_name[f"dense_{len(task.hidden)}"] = layers[-1]
         # Channels last is what oneDNN has its fastest convolutions for.
-        self.model = torch.nn.Sequential(*layers).to(self.x.dtype, memory_format=torch.channels_last).train()
+        self.model = torch.nn.Sequential(*layers).to(self.x.dtype).train()
+        for parameter in self.model.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
             for path, value in task.first_parameters().items():
                 self._parameter(path).copy_(torch.from_numpy(task.channels_first(path, value).copy()))

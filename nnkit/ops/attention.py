@@ -91,7 +91,9 @@ def causal_mask(query_length: int, key_length: int, *, offset: int | Array = 0) 
     >>> ops.causal_mask(2, 4, offset=1)[0, 0].astype(int).tolist()
     [[1, 1, 0, 0], [1, 1, 1, 0]]
     """
-    return (jnp.arange(key_length) <= jnp.arange(query_length)[:, None] + offset)[None, None]
+    keys = jnp.arange(key_length, dtype=jnp.int32)
+    queries = jnp.arange(query_length, dtype=jnp.int32) + jnp.asarray(offset, jnp.int32)
+    return (keys <= queries[:, None])[None, None]
 
 
 def padding_mask(lengths: Int[Array, " batch"], length: int) -> Bool[Array, "batch 1 1 k"]:

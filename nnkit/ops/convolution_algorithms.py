@@ -258,11 +258,13 @@ KERNEL_GRADIENT: dict[str, Algorithm] = {
 
 
 def _chunk_size(x: Array, g: Geometry) -> int:
-    """How many examples' shifted inputs are made at once."""
+    """How many examples' shifted inputs are made at once; so that none are left over, if that can be."""
+    n = x.shape[0]
     if g.points == 1:  # nothing is copied
-        return x.shape[0]
+        return n
     per_example = math.prod(g.output) * g.points * x.shape[-1] * x.dtype.itemsize
-    return max(1, min(x.shape[0], CHUNK_BYTES // max(per_example, 1)))
+    most = max(1, min(n, CHUNK_BYTES // max(per_example, 1)))
+    return next((size for size in range(most, most // 2, -1) if n % size == 0), most)
 
 
 def _mapped(f: Callable[[Array], Array], x: Array, size: int) -> Array:
@@ -270,14 +272,8 @@ def _mapped(f: Callable[[Array], Array], x: Array, size: int) -> Array:
     if size >= x.shape[0]:
         return f(x)
     (whole,), rest = _chunks((x,), size)
-    like = jax.eval_shape(f, _chunk(whole, 0))
-    y = jnp.zeros((size, whole.shape[1], *like.shape[1:]), like.dtype)
-
-    def put(i: Array, y: Array) -> Array:
-        return lax.dynamic_update_index_in_dim(y, f(_chunk(whole, i)), i, 1)
-
-    y = lax.fori_loop(0, whole.shape[1], put, y)
-    return jnp.concatenate([y.reshape(-1, *like.shape[1:]), *map(f, rest)])
+    y = lax.map(f, whole)
+    return jnp.concatenate([y.reshape(-1, *y.shape[2:]), *map(f, rest)])
 
 
 def _summed(f: Callable[[Array, Array], Array], arrays: tuple[Array, Array], size: int) -> Array:
@@ -290,23 +286,19 @@ def _summed(f: Callable[[Array, Array], Array], arrays: tuple[Array, Array], siz
     def add(i: Array, total: Array) -> Array:
         return total + f(*(_chunk(v, i) for v in whole))
 
-    return lax.fori_loop(1, whole[0].shape[1], add, total)
+    return lax.fori_loop(1, whole[0].shape[0], add, total)
 
 
 def _chunks(arrays: Sequence[Array], size: int) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    """The arrays as (size, chunks, ...), and what is left over, which may be ().
-
-    A chunk takes examples from everywhere, so that where they are divided among devices each device has
-    its part of every chunk.
-    """
+    """The arrays as (chunks, size, ...), and what is left over, which may be ()."""
     n = arrays[0].shape[0]
     full = n - n % size
-    whole = tuple(v[:full].reshape(size, full // size, *v.shape[1:]) for v in arrays)
+    whole = tuple(v[:full].reshape(full // size, size, *v.shape[1:]) for v in arrays)
     return whole, tuple(v[full:] for v in arrays) if full < n else ()
 
 
 def _chunk(v: Array, i: Array | int) -> Array:
-    return lax.dynamic_index_in_dim(v, i, 1, keepdims=False)
+    return lax.dynamic_index_in_dim(v, i, keepdims=False)
 
 
 def _padded(x: Array, g: Geometry, axis: int = 1) -> Array:

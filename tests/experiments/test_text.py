@@ -16,7 +16,9 @@ from experiments import text
 
 ROOT = Path(__file__).parent.parent.parent
 FILES = (ROOT / "docs" / "design.md", ROOT / "docs" / "training.md")
-SMALL = text.Config(FILES, features=16, num_layers=2, num_heads=2, context=32, sample=20, epochs=1, dropout=0.1)
+SMALL = text.Config(
+    FILES, features=16, num_layers=2, num_heads=2, context=32, sample=20, epochs=1, dropout=0.1
+)
 
 
 def test_a_text_is_read_and_cut_into_examples(tmp_path):

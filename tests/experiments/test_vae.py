@@ -78,10 +78,14 @@ def test_a_run_leaves_its_folder(tmp_path, capsys):
     }  # fmt: skip
     rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
     assert float(rows[1]["loss"]) < float(rows[0]["loss"])
-    assert float(rows[1]["loss"]) == pytest.approx(float(rows[1]["reconstruction"]) + float(rows[1]["kl"]), rel=1e-5)
+    assert float(rows[1]["loss"]) == pytest.approx(
+        float(rows[1]["reconstruction"]) + float(rows[1]["kl"]), rel=1e-5
+    )
     found = json.loads((folder / "result.json").read_text())
     assert found["test_bound"] == pytest.approx(-float(rows[1]["val_loss"]))
-    assert found["test_log_likelihood"] == pytest.approx(found["test_bound"], rel=0.01)  # still almost untrained
+    assert found["test_log_likelihood"] == pytest.approx(
+        found["test_bound"], rel=0.01
+    )  # still almost untrained
     assert "nats an image" in capsys.readouterr().out
 
 

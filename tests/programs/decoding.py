@@ -12,10 +12,16 @@ VOCABULARY, FEATURES, LENGTH = 12, 32, 24
 
 def transformer(cache: int | None = None):
     def block():
-        return layers.transformer_block(4, mlp_features=64, causal=True, rotary=ops.rotary, cache_length=cache)
+        return layers.transformer_block(
+            4, mlp_features=64, causal=True, rotary=ops.rotary, cache_length=cache
+        )
 
     return layers.serial(
-        layers.embedding(VOCABULARY, FEATURES), block(), block(), layers.layer_norm(), layers.dense(VOCABULARY)
+        layers.embedding(VOCABULARY, FEATURES),
+        block(),
+        block(),
+        layers.layer_norm(),
+        layers.dense(VOCABULARY),
     )
 
 
