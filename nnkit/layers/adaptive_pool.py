@@ -49,7 +49,7 @@ def adaptive_avg_pool(output_size: int | Sequence[int | None]) -> Layer:
         y = jnp.tensordot(x.astype(wide), jnp.asarray(weights, wide), (axis, 0))
         return jnp.moveaxis(y, -1, axis).astype(x.dtype)
 
-    return _adaptive("adaptive_avg_pool", output_size, spatial.summed_wide(ops.avg_pool), mean)
+    return _adaptive("adaptive_avg_pool", output_size, ops.avg_pool, mean)
 
 
 def adaptive_max_pool(output_size: int | Sequence[int | None]) -> Layer:

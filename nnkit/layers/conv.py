@@ -142,7 +142,6 @@ def conv_layer(
         sizes = spatial.dilated(x.shape[1:-1], between)
         pairs = spatial.padding_pairs(name, pad, sizes, window, steps)
         spatial.check_fits(name, given, sizes, window, pairs)
-        x, pairs, between = spatial.within_reach(x, window, pairs, between)
         y = ops.conv(
             x, kernel, strides=steps, padding=pairs, input_dilation=between, kernel_dilation=apart,
             feature_group_count=groups, algorithm=algorithm,

@@ -150,7 +150,6 @@ def conv_transpose(
             pairs = spatial.explicit_padding(name, known, n)
         spatial.check_fits(name, x.shape, spatial.dilated(x.shape[1:-1], steps), window, pairs)
         periods = [size * s for size, s in zip(x.shape[1:-1], steps, strict=True)]
-        x, pairs, steps = spatial.within_reach(x, window, pairs, steps)
         y = ops.conv_transpose(
             x, _as_forward(kernel, groups) if flipped else kernel, strides=steps, padding=pairs,
             kernel_dilation=apart, feature_group_count=groups, algorithm=algorithm,

@@ -76,7 +76,7 @@ def sum_pool(
     >>> y.ravel().tolist()
     [6.0, 22.0]
     """
-    return _pool("sum_pool", spatial.summed_wide(ops.sum_pool), window_shape, strides, padding, ceil_mode)
+    return _pool("sum_pool", ops.sum_pool, window_shape, strides, padding, ceil_mode)
 
 
 def avg_pool(
@@ -108,7 +108,7 @@ def avg_pool(
         return ops.avg_pool(x, window, strides=strides, padding=padding, count_include_pad=count_include_pad)
 
     rescale = _counted if count_include_pad and ceil_mode else None
-    return _pool("avg_pool", spatial.summed_wide(pool), window_shape, strides, padding, ceil_mode, rescale)
+    return _pool("avg_pool", pool, window_shape, strides, padding, ceil_mode, rescale)
 
 
 _Rescale = Callable[[Array, Any, Any, Any, PaddingPairs], Array]

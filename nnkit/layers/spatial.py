@@ -6,13 +6,12 @@ axis, or a tuple with one for each, which fixes how many spatial axes the input 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from nnkit import tree
 from nnkit.checks import LayerError, unknown_name
 from nnkit.layers.lift import float_input, positive_int
 from nnkit.types import Array
@@ -31,8 +30,6 @@ __all__ = [
     "padding_pairs",
     "size",
     "spatial_axes",
-    "summed_wide",
-    "within_reach",
 ]
 
 Size: TypeAlias = int | Sequence[int]
@@ -165,35 +162,10 @@ def pad_by_mode(x: Array, window: Sequence[int], mode: str) -> Array:
     return jnp.pad(x, [(0, 0), *(((k - 1) // 2, k // 2) for k in window), (0, 0)], mode=mode)
 
 
-def summed_wide(pool: Callable[..., Array]) -> Callable[..., Array]:
-    """``pool`` computed in float32 where the input is of half precision, and rounded once."""
-
-    def run(x: Array, window: Sequence[int], **options: Any) -> Array:
-        return pool(x.astype(tree.wide(x.dtype)), window, **options).astype(x.dtype)
-
-    return run
-
-
 def blocks(x: Array, block: Sequence[int]) -> Array:
     """Each spatial axis n as (n // b, b): (batch, n₁ // b₁, b₁, n₂ // b₂, b₂, ..., channels)."""
     cut = [size for n, b in zip(x.shape[1:-1], block, strict=True) for size in (n // b, b)]
     return x.reshape(x.shape[0], *cut, x.shape[-1])
-
-
-def within_reach(
-    x: Array, window: Sequence[int], padding: PaddingPairs, dilation: tuple[int, ...]
-) -> tuple[Array, PaddingPairs, tuple[int, ...]]:
-    """The same padding and input dilation, done beforehand where a convolution must not be asked for them.
-
-    XLA's convolution on a CPU (JAX 0.10.2) reads beyond its input where the padding before is negative
-    and that behind positive: here if elements are cut, and in the gradient if more is put before than a
-    window reaches over.
-    """
-    if all(0 <= before < k for (before, _), k in zip(padding, window, strict=True)):
-        return x, padding, dilation
-    inner = [(before, after, d - 1) for (before, after), d in zip(padding, dilation, strict=True)]
-    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *inner, (0, 0, 0)])
-    return x, ((0, 0),) * len(inner), (1,) * len(inner)
 
 
 def check_fits(

@@ -15,6 +15,7 @@ from jax.interpreters import ad, batching
 from nnkit.ops import pooling_windows
 from nnkit.ops.pooling_windows import Windows, largest
 from nnkit.ops.primitives import bind, by_platform
+from nnkit.tree import wide
 from nnkit.types import Array
 
 __all__ = ["avg_pool", "max_pool", "min_pool", "sum_pool"]
@@ -86,6 +87,8 @@ def avg_pool(
 ) -> Array:
     """The mean of each window; the arguments are :func:`max_pool`'s.
 
+    float16 and bfloat16 are computed in float32 and rounded once.
+
     Args:
       x: (batch, \\*spatial, channels), of floats.
       window: the window's size along each spatial axis.
@@ -103,13 +106,12 @@ def avg_pool(
     windows = _windows("avg_pool", x, window, strides, padding)
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         raise TypeError(f"avg_pool takes floats, got {x.dtype}")
-    total = bind(_total, x, windows=windows, sizes=x.shape[1:-1])
+    whole = functools.partial(bind, _total, windows=windows, sizes=x.shape[1:-1])
+    total = whole(x.astype(wide(x.dtype)))
     if count_include_pad:
-        return total / jnp.asarray(math.prod(windows.window), x.dtype)
-    ones = jnp.ones((1, *x.shape[1:-1], 1), x.dtype)
-    return total / jnp.maximum(
-        bind(_total, ones, windows=windows, sizes=x.shape[1:-1]), jnp.ones((), x.dtype)
-    )
+        return (total / jnp.asarray(math.prod(windows.window), total.dtype)).astype(x.dtype)
+    ones = jnp.ones((1, *x.shape[1:-1], 1), total.dtype)
+    return (total / jnp.maximum(whole(ones), jnp.ones((), total.dtype))).astype(x.dtype)
 
 
 def _windows(name: str, x: Array, window: Any, strides: Any, padding: Any) -> Windows:

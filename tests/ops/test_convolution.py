@@ -399,3 +399,35 @@ def test_the_adjoint_of_the_adjoint_is_the_convolution():
     assert there.adjoint.sizes == g.sizes
     assert there.adjoint._replace(padding=g.padding) == g
     assert [low for low, _ in there.adjoint.padding] == [low for low, _ in g.padding]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("low_high", [(-2, 1), (-3, 4), (1, -2), (3, 0), (3, -2)])
+def test_cut_and_padded_far_it_stays_within_its_input(low_high, compiled):
+    """XLA's own convolution on a CPU reads beyond its input for some of these, here or in the gradient."""
+    rng = np.random.default_rng(0)
+    low, high = low_high
+
+    def moved(x):
+        x = jnp.pad(x, ((0, 0), (max(low, 0), max(high, 0)), (0, 0), (0, 0)))
+        return x[:, max(-low, 0) : x.shape[1] - max(-high, 0)]
+
+    for inputs, outputs in ((4, 2), (2, 4)):
+        x = jnp.asarray(rng.normal(size=(2, 7, 6, inputs)), jnp.float32)
+        w = jnp.asarray(rng.normal(size=(2, 1, inputs, outputs)), jnp.float32)
+        place = {"strides": (1, 1)}
+        wanted, pull = jax.vjp(
+            lambda x, w: ops.conv(moved(x), w, **place, padding=((0, 0),) * 2, algorithm="shift"), x, w
+        )
+        cotangent = jnp.asarray(rng.normal(size=wanted.shape), jnp.float32)
+        for algorithm in ("auto", "xla", ops.Algorithms(input_gradient="flip")):
+
+            def run(x, w, g, algorithm=algorithm):
+                f = lambda x, w: ops.conv(x, w, **place, padding=((low, high), (0, 0)), algorithm=algorithm)
+                y, pull = jax.vjp(f, x, w)
+                return y, *pull(g)
+
+            for ours, theirs in zip(
+                (jax.jit(run) if compiled else run)(x, w, cotangent), (wanted, *pull(cotangent)), strict=True
+            ):
+                np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)

@@ -232,3 +232,13 @@ def test_a_program_does_not_grow_with_a_long_window():
 
     lowered = jax.jit(gradient, static_argnums=1).lower(jnp.ones((1, 512, 1)), 512)
     assert len(lowered.as_text()) < 20_000
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("count_include_pad", [True, False])
+def test_a_mean_in_half_precision_neither_overflows_nor_stands_still(dtype, count_include_pad):
+    x = jnp.full((1, 32, 32, 1), 100, dtype)
+    every = {"strides": (32, 32), "padding": ((0, 0), (0, 0))}
+    y = ops.avg_pool(x, (32, 32), **every, count_include_pad=count_include_pad)
+    assert y.dtype == dtype
+    assert float(y[0, 0, 0, 0]) == 100
