@@ -51,10 +51,12 @@ def pytest_configure(config: pytest.Config) -> None:
         ) from None
 
 
-def pytest_report_header(config: pytest.Config) -> str:
-    devices = config.getoption("--nnkit-devices")
-    more = f", {devices} virtual devices" if devices else ""
-    return f"nnkit: --nnkit-seed={config.getoption('--nnkit-seed')}{more}"
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Silent where no option is given: the plugin is loaded in projects that do not use it."""
+    seed, devices = (config.getoption(name) for name in ("--nnkit-seed", "--nnkit-devices"))
+    if not seed and devices is None:
+        return None
+    return f"nnkit: --nnkit-seed={seed}" + (f", {devices} virtual devices" if devices else "")
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ class Config:
     """A folder of IDX files (train-images-idx3-ubyte, gzipped or not), or TensorFlow Datasets' own."""
     model: str = "mlp"
     """mlp, mlp_bn_dropout (batch normalisation and dropout after each hidden layer), cnn (two convolutions of
-    32 and 64 channels with max pooling), lenet, resnet20 or resnet18."""
+    32 and 64 channels with max pooling), lenet, resnet18, resnet20 or resnet50."""
     hidden: tuple[int, ...] | None = None
     """Widths of the hidden dense layers. [256 128; cnn 128]"""
     dropout: float | None = None

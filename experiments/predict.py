@@ -54,6 +54,11 @@ def main(run: Path, data_dir: Path | None = None) -> int:
 def read_config(run: Path) -> Settings:
     """The settings with which the run was made."""
     settings = dict(train.read_config(run)["config"])
+    missing = {"dataset", "model", "hidden"} - set(settings)
+    if missing:
+        raise ValueError(
+            f"{run} is no run of experiments/mnist.py: its configuration has no {sorted(missing)}"
+        )
     settings["hidden"] = None if settings["hidden"] is None else tuple(settings["hidden"])
     for name in ("data_dir", "runs"):
         settings[name] = None if settings[name] is None else Path(settings[name])

@@ -143,10 +143,16 @@ def writer(config: Config, vocabulary: int, length: int) -> Callable[..., Any]:
 def run(config: Config) -> dict[str, Any]:
     """One training run: everything from the text to the folder."""
     text = read(config.files)
+    if len(text.ids) < 2:
+        raise ValueError(f"the text has {len(text.ids)} characters: give files with some text in them")
     unknown = sorted(set(config.prompt) - set(text.alphabet))
     if unknown or not config.prompt:
         raise ValueError(f"the prompt must be of the text's characters and not empty; unknown: {unknown}")
     room = config.context - len(config.prompt)
+    if config.model == "transformer" and room < 1:
+        raise ValueError(
+            f"the prompt has {len(config.prompt)} characters and context={config.context} leaves no room: shorten it"
+        )
     if config.model == "transformer" and config.sample > room:
         raise ValueError(
             f"sample={config.sample} and the prompt's {len(config.prompt)} characters exceed "

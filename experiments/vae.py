@@ -132,7 +132,12 @@ def log_likelihood(nets: dict[str, Layer], params: Any, x: Any, key: Any, sample
 
 def run(config: Config) -> dict[str, float]:
     """One training run: everything from the data to the folder."""
-    epochs = config.epochs or (120 if config.dataset == "digits" else 20)
+    epochs = config.epochs
+    if epochs is None:
+        epochs = 120 if config.dataset == "digits" else 20
+    for name, value in (("epochs", epochs), ("samples", config.samples), ("latent", config.latent)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
     splits = data.load(config.dataset, data_dir=config.data_dir)
     if splits.test is None:
         splits = data.split(splits.train, (0.8, 0.0, 0.2), seed=config.seed)

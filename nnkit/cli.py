@@ -37,7 +37,7 @@ def verify(
         raise SystemExit(f"nnkit verify: --only {only!r} is no regular expression: {error}") from None
     versions = v.installed()
     missing = [name for name, version in versions.items() if version is None]
-    there = [row for row in chosen if row.oracle not in missing]
+    there = [row for row in chosen if row.distribution not in missing]
     left_out = len(chosen) - len(there)
     if list:
         print("\n".join(" ".join(row[:4]) for row in chosen))

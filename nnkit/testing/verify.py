@@ -38,7 +38,7 @@ class Line(NamedTuple):
 
 
 def installed() -> dict[str, str | None]:
-    """The oracles' versions, None for those that are missing."""
+    """The versions of the oracles' distributions, None for those that are missing."""
     return {
         name: importlib.metadata.version(name) if importlib.util.find_spec(name) else None for name in ORACLES
     }

@@ -74,6 +74,7 @@ def test_a_run_leaves_its_folder(model, tmp_path, capsys):
         ({"sample": 29}, "at most 28"),
         ({"temperature": 0.0}, "temperature must be positive, got 0"),
         ({"context": 100_000, "sample": 5}, "fewer than context=100000 + 1"),
+        ({"prompt": "a" * 32}, "leaves no room"),
         ({"files": (Path("nowhere.txt"),)}, "nowhere.txt"),
     ],
 )

@@ -92,3 +92,10 @@ def test_a_run_leaves_its_folder(tmp_path, capsys):
 def test_images_that_cannot_be_halved_twice_are_refused():
     with pytest.raises(ValueError, match="sides that 4 divides, got 6 by 8"):
         vae.autoencoder((6, 8, 1), SMALL)
+
+
+@pytest.mark.parametrize("changes", [{"epochs": 0}, {"samples": 0}, {"latent": 0}], ids=str)
+def test_numbers_below_1_are_one_line_and_no_folder(changes, tmp_path, capsys):
+    assert vae.main(dataclasses.replace(SMALL, runs=tmp_path / "runs", **changes)) == 1
+    assert f"{next(iter(changes))} must be at least 1, got 0" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()

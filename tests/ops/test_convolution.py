@@ -415,15 +415,16 @@ def test_cut_and_padded_far_it_stays_within_its_input(low_high, compiled):
     for inputs, outputs in ((4, 2), (2, 4)):
         x = jnp.asarray(rng.normal(size=(2, 7, 6, inputs)), jnp.float32)
         w = jnp.asarray(rng.normal(size=(2, 1, inputs, outputs)), jnp.float32)
-        place = {"strides": (1, 1)}
         wanted, pull = jax.vjp(
-            lambda x, w: ops.conv(moved(x), w, **place, padding=((0, 0),) * 2, algorithm="shift"), x, w
+            lambda x, w: ops.conv(moved(x), w, strides=(1, 1), padding=((0, 0),) * 2, algorithm="shift"), x, w
         )
         cotangent = jnp.asarray(rng.normal(size=wanted.shape), jnp.float32)
         for algorithm in ("auto", "xla", ops.Algorithms(input_gradient="flip")):
 
             def run(x, w, g, algorithm=algorithm):
-                f = lambda x, w: ops.conv(x, w, **place, padding=((low, high), (0, 0)), algorithm=algorithm)
+                f = lambda x, w: ops.conv(
+                    x, w, strides=(1, 1), padding=((low, high), (0, 0)), algorithm=algorithm
+                )
                 y, pull = jax.vjp(f, x, w)
                 return y, *pull(g)
 

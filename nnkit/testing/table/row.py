@@ -32,7 +32,7 @@ class Row(NamedTuple):
     Attributes:
       family: "optimizers", "layers", ...
       name: nnkit's function and its options, in short.
-      oracle: the distribution that must be installed: "optax", "flax", "torch" or "jax".
+      oracle: "optax", "flax" (linen), "nnx" (Flax's), "torch" or "jax".
       dtype: what it is computed in.
       bound: what the tests assert.
       measure: runs the comparison.
@@ -44,3 +44,8 @@ class Row(NamedTuple):
     dtype: str
     bound: Bound
     measure: Callable[[], Distance]
+
+    @property
+    def distribution(self) -> str:
+        """What must be installed."""
+        return "flax" if self.oracle == "nnx" else self.oracle
