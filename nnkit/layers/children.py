@@ -25,6 +25,8 @@ __all__ = [
     "Window",
     "check_child",
     "floating",
+    "inferring",
+    "is_inferring",
     "merge",
     "name_children",
     "visiting",
@@ -156,6 +158,39 @@ def floating(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
+_memory: ContextVar[dict[Any, Any] | None] = ContextVar("_memory", default=None)
+
+
+@contextlib.contextmanager
+def inferring() -> Iterator[None]:
+    """While it lasts, layers are traced for the shapes of their outputs alone.
+
+    Numbers of parameters do not matter then, so each child's ``init`` is traced once for each kind of input:
+    without that memory a network of nested layers would trace its innermost one 2^depth times.
+    """
+    memory = _memory.get()
+    token = _memory.set({} if memory is None else memory)
+    try:
+        yield
+    finally:
+        _memory.reset(token)
+
+
+def is_inferring() -> bool:
+    """Whether only shapes are wanted: then no axis of a mesh need be there, and no batch be large enough."""
+    return _memory.get() is not None
+
+
+def _remembered(memory: dict[Any, Any], init: Any, key: Array, x: Spec) -> tuple[Params, State]:
+    leaves, structure = jax.tree.flatten(x)
+    at = init, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    if at not in memory:
+        memory[at] = jax.eval_shape(init, key, x)
+    if any(jnp.issubdtype(leaf.dtype, jax.dtypes.extended) for leaf in jax.tree.leaves(memory[at])):
+        return init(key, x)  # a key in the state cannot be made of zeros
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), memory[at])
+
+
 @contextlib.contextmanager
 def _inside(name: str, doing: str) -> Iterator[None]:
     """Runs a child: profilers see its name, and an error raised in it says where it was."""
@@ -187,8 +222,10 @@ class Children:
     def init(self, name: str, key: Array, x: Spec, position: int | Array) -> tuple[Params, State]:
         """The child's own ``init`` under ``fold_in(key, position)``."""
         check_key(key, f"{self.owner}.init")
+        key, memory = jax.random.fold_in(key, position), _memory.get()
         with _inside(name, "initialising"):
-            return self.layers[name].init(jax.random.fold_in(key, position), x)
+            init = self.layers[name].init
+            return init(key, x) if memory is None else _remembered(memory, init, key, x)
 
     def apply(
         self,

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from nnkit.checks import LayerError
-from nnkit.layers.children import Children, merge, name_children
+from nnkit.layers.children import Children, inferring, merge, name_children
 from nnkit.layers.lift import identity, stateless
 from nnkit.types import Array, Layer, Params, Spec, State
 
@@ -78,7 +78,8 @@ def _output_spec(
     def run(params: Params, state: State, x: Any, key: Array) -> Any:
         return children.apply(name, params, state, x, key=key, train=False, position=position)[0]
 
-    return jax.eval_shape(run, params, state, x, key)
+    with inferring():
+        return jax.eval_shape(run, params, state, x, key)
 
 
 def parallel(*layers: Layer, **named_layers: Layer) -> Layer:

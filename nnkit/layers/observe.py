@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from nnkit import tree
-from nnkit.layers.children import Visit, visiting
+from nnkit.layers.children import Visit, inferring, visiting
 from nnkit.types import Array, Layer, Params, Spec, State
 
 __all__ = ["Row", "observe", "rows", "summary"]
@@ -63,7 +63,8 @@ def rows(model: Layer, x: Spec) -> list[Row]:
         visits.append(Visit("", model, x, y, params, state))
         return y
 
-    jax.eval_shape(run, params, state, x, key)
+    with inferring():
+        jax.eval_shape(run, params, state, x, key)
     found: dict[str, Row] = {}
     for v in visits:
         found.setdefault(v.path, _row(v))

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from nnkit.checks import LayerError, check_probability, is_static_number
-from nnkit.layers.children import Children, merge, name_children
+from nnkit.layers.children import Children, inferring, merge, name_children
 from nnkit.layers.dropout import dropout as dropout_layer
 from nnkit.layers.sequence import Sequence, as_sequence
 from nnkit.types import Array, Layer, Params, Spec, State
@@ -60,13 +60,14 @@ def stacked(*layers: Layer, dropout: float | Array = 0.0, **named_layers: Layer)
             merge(names[i], child_params, params)
             merge(names[i], child_state, state)
             if i < n - 1:
-                spec = jax.eval_shape(
-                    lambda params, state, x, key, i=i: one(params, state, x, key, False, i)[0],
-                    params,
-                    state,
-                    here,
-                    key,
-                )
+                with inferring():
+                    spec = jax.eval_shape(
+                        lambda params, state, x, key, i=i: one(params, state, x, key, False, i)[0],
+                        params,
+                        state,
+                        here,
+                        key,
+                    )
                 sequence = sequence._replace(x=spec)
         return params, state
 

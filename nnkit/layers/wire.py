@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from nnkit.checks import LayerError
-from nnkit.layers.children import Children, merge, name_children
+from nnkit.layers.children import Children, inferring, merge, name_children
 from nnkit.types import Array, Layer, Params, Spec, State
 
 __all__ = ["Child", "Net", "wire"]
@@ -138,9 +138,10 @@ def wire(forward: Callable[[Net, Any], Any], /, **children: Layer) -> Layer:
                 called.setdefault(name, (position + train * _TRAINING, spec))
             return y
 
-        # In both modes, since a child may be called in one only (an auxiliary loss in training).
-        for train in (False, True):
-            jax.eval_shape(partial(trace, train=train), key, x)
+        with inferring():
+            jax.eval_shape(partial(trace, train=False), key, x)
+            if len(called) < len(kids.layers):  # a child may be called in training only: an auxiliary loss
+                jax.eval_shape(partial(trace, train=True), key, x)
         unused = [name for name in kids.layers if name not in called]
         if unused:
             raise LayerError(

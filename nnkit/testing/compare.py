@@ -14,7 +14,7 @@ from nnkit.testing.ulp import ulp_distance
 from nnkit.tree import flatten
 from nnkit.types import PyTree
 
-__all__ = ["bound_of", "check_close", "check_form", "check_same_bits", "show"]
+__all__ = ["bound_of", "check_close", "check_form", "check_same_bits", "numbers_of", "show"]
 
 
 def check_form(what: str, expected: PyTree, arrived: PyTree, likely: str = "", weak: bool = False) -> None:
@@ -84,14 +84,14 @@ def check_close(
     right = flatten(arrived)
     worst: tuple[float, str] | None = None
     for path, leaf in flatten(expected).items():
-        a, b = _numbers(leaf), _numbers(right[path])
+        a, b = numbers_of(leaf), numbers_of(right[path])
         excess = _excess(a, b, rtol, atol)
         if excess > 1 and (worst is None or excess > worst[0]):
             worst = excess, path
     if worst is None:
         return
     path = worst[1]
-    a, b = _numbers(flatten(expected)[path]), _numbers(right[path])
+    a, b = numbers_of(flatten(expected)[path]), numbers_of(right[path])
     index, text = _difference(a, b, rtol, atol)
     where = f"{path}{list(index)}" if index else path
     fail(
@@ -127,7 +127,8 @@ def _type(leaf: Any, weak: bool) -> str:
     return f"weakly typed {text}" if weak and getattr(leaf, "weak_type", False) else text
 
 
-def _numbers(leaf: Any) -> np.ndarray:
+def numbers_of(leaf: Any) -> np.ndarray:
+    """A leaf as numpy's array; of a key its data."""
     if jnp.issubdtype(getattr(leaf, "dtype", np.dtype(bool)), jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     return np.asarray(leaf)

@@ -12,18 +12,20 @@ import numpy as np
 
 from nnkit.testing.report import NotApplicable, fail, raised
 from nnkit.testing.shared import FAST
-from nnkit.testing.trees import cast, is_float, map_floats
+from nnkit.testing.trees import cast, is_float, map_floats, size_of
 from nnkit.tree import flatten, map_with_path
 from nnkit.types import PyTree
 
-__all__ = ["Derivatives"]
+__all__ = ["ALL", "Derivatives"]
+
+ALL = "all leaves at once"
 
 STEP = 1e-6
 """Central differences are then off by 1e-12 of a third derivative and by 1e-10 of the value's rounding."""
 
 
 class Derivatives:
-    """``value(tree)`` and its derivatives along a line through each floating leaf.
+    """``value(tree)`` and its derivatives along a line through each floating leaf, and through all at once.
 
     Args:
       value: a scalar function of the tree.
@@ -39,7 +41,7 @@ class Derivatives:
         self._forward: Exception | None = None
 
     def found(self) -> dict[str, dict[str, np.ndarray]]:
-        """By path: the value, slopes and second derivatives at -STEP, 0 and STEP along a random direction."""
+        """By path, and of all at once: value, slopes and second derivatives at -STEP, 0 and STEP of a line."""
         if self._found is None:
             with jax.enable_x64(True):
                 self._found = self._measure()
@@ -76,8 +78,10 @@ class Derivatives:
             # A function with a hand-written reverse rule only (jax.custom_vjp) has no forward mode.
             self._forward, run = error, compiled(forward=False)
         measured = {}
-        for seed, path in enumerate(flat):
-            direction = _direction(zeros, path, seed)
+        # A line through one leaf does not see how another leaf moves its slope: the last goes through all.
+        lines = [(path, (path,)) for path in flat] + ([(ALL, tuple(flat))] if len(flat) > 1 else [])
+        for seed, (path, through) in enumerate(lines):
+            direction = _direction(tree, through, seed)
             points = [run(zero + t, direction) for t in (-STEP, 0.0, STEP)]
             measured[path] = {name: np.array([float(p[name]) for p in points]) for name in points[0]}
         return measured
@@ -111,7 +115,8 @@ class Derivatives:
             size = max(1.0, abs(expected), 1e-3 * float(np.abs(numbers[of]).max()))
             if not abs(arrived - expected) <= 1e-6 * size:
                 fail(
-                    f"{what} along a random direction of one leaf differs from the central difference",
+                    f"{what} along a random direction of {'all leaves' if path == ALL else 'one leaf'} differs from "
+                    "the central difference",
                     expected=f"{expected:.10g} within {1e-6 * size:.1g}",
                     arrived=f"{arrived:.10g}",
                     path=path,
@@ -119,14 +124,14 @@ class Derivatives:
                 )
 
 
-def _direction(zeros: PyTree, path: str, seed: int) -> PyTree:
-    """A random direction of length 1 in the leaf at ``path``, and 0 in all others."""
+def _direction(tree: PyTree, through: Collection[str], seed: int) -> PyTree:
+    """A random direction through the leaves at these paths, as long in each as its numbers are large; 0 in others."""
     rng = np.random.default_rng(seed)
 
     def fill(at: str, leaf: Any) -> Any:
-        if at != path:
-            return leaf
+        if at not in through:
+            return np.zeros_like(leaf) if is_float(leaf) else leaf
         d = rng.normal(size=leaf.shape)
-        return d / np.linalg.norm(d)
+        return d / np.linalg.norm(d) * size_of(leaf)
 
-    return map_with_path(fill, zeros)
+    return map_with_path(fill, tree)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnkit.optim import apply_updates
-from nnkit.testing.compare import check_form
+from nnkit.testing.compare import check_form, numbers_of
 from nnkit.testing.report import ConformanceError, Failure
 from nnkit.testing.trees import is_float, random_tree, rough_gradients
 from nnkit.testing.ulp import ulp_distance
@@ -84,6 +84,7 @@ def assert_equivalent(
 
     Raises:
       EquivalenceError: with the first step, the path, the distance in ulp and the magnitude.
+      ValueError: no inputs, and so no step.
 
     >>> from nnkit import testing
     >>> by_hand = optim.chain(optim.trace(0.9), optim.scale(-0.1))
@@ -94,6 +95,8 @@ def assert_equivalent(
     worst = Distance(0, 0.0, 0, "")
     start = random_tree() if start is None else start
     inputs = rough_gradients(steps=inputs) if isinstance(inputs, int) else inputs
+    if not len(inputs):
+        raise ValueError("inputs= has no step to compare: pass a number above 0, or a list that is not empty")
     for step, (seen, other, skipped) in enumerate(_both(ours, theirs, start, inputs, from_theirs, ignore)):
         found = _distance(step, seen, other, skipped, max_ulps, rtol)
         worst = Distance(max(worst.ulps, found.ulps), *max(worst[1:], found[1:], key=lambda d: d[0]))
@@ -178,9 +181,10 @@ def _distance(
     sizes = _sizes(other)
     masks = skipped if skipped is not None else [False] * len(mine)
     for mask, (path, leaf) in zip(masks, flatten(other).items(), strict=True):
-        a, b = np.asarray(mine[path]), np.asarray(leaf)
-        if jnp.issubdtype(a.dtype, jnp.complexfloating):
+        a, b = numbers_of(mine[path]), numbers_of(leaf)
+        if np.iscomplexobj(a):
             a, b = (np.stack([np.real(v), np.imag(v)], -1) for v in (a, b))
+            mask = np.asarray(mask)[..., None]
         if not is_float(a):
             if not np.array_equal(a, b):
                 _raise(step, path, a, b, np.asarray(a != b), "", "")
@@ -227,7 +231,9 @@ def _sizes(tree: PyTree) -> dict[str, float]:
     sizes: dict[str, float] = {}
     for path, leaf in flatten(tree).items():
         part = path.split("/")[0]
-        numbers = np.abs(np.asarray(leaf)).astype(np.float64) if is_float(leaf) else np.zeros(0)
+        numbers = numbers_of(leaf)
+        numbers = np.abs(numbers) if np.iscomplexobj(numbers) or is_float(numbers) else np.zeros(0)
+        numbers = numbers.astype(np.float64)
         largest = float(numbers[np.isfinite(numbers)].max(initial=np.finfo(np.float64).tiny))
         sizes[part] = max(sizes.get(part, 0.0), largest)
     return sizes

@@ -14,7 +14,7 @@ from nnkit.testing.compare import check_close, check_form, check_same_bits
 from nnkit.testing.derivatives import Derivatives
 from nnkit.testing.report import Check, NotApplicable, Report, check, fail, run_checks
 from nnkit.testing.shared import EXTREMES, FAST, check_no_nan, check_pure, extreme
-from nnkit.testing.trees import cast, is_float, map_floats
+from nnkit.testing.trees import cast, is_float, map_floats, sum_of_sines
 from nnkit.types import LossFn
 
 __all__ = ["CHECKS", "LossSubject", "check_loss"]
@@ -26,6 +26,12 @@ class LossSubject:
     def __init__(self, loss: LossFn, predictions: Any = None, targets: Any = None, *, rtol: float = 1e-5):
         if (predictions is None) != (targets is None):
             raise TypeError("predictions= and targets= go together")
+        for name, given in (("predictions", predictions), ("targets", targets)):
+            if given is not None and not jax.tree_util.all_leaves([given]):
+                raise TypeError(
+                    f"{name} is one array, got {type(given).__name__}: make it one, or check a function of one array "
+                    "that puts the others in"
+                )
         rng = np.random.default_rng(0)
         draw = lambda: jnp.asarray(rng.normal(size=(6, 4)), jnp.float32)
         self.loss, self.rtol = loss, rtol
@@ -42,9 +48,11 @@ class LossSubject:
 
     @cached_property
     def derivatives(self) -> Derivatives:
+        sizes = self.values
+
         def value(tree: Any) -> jax.Array:
             values = self.loss(tree["predictions"], tree["targets"])
-            return jnp.sum(jnp.sin(values + 0.3))
+            return sum_of_sines(values, sizes)
 
         def tree() -> Any:
             return {"predictions": self.predictions, "targets": cast(self.targets, jnp.float64)}
@@ -121,7 +129,7 @@ def broadcasting(s: LossSubject) -> None:
 
 @loss_check("dtypes")
 def dtypes(s: LossSubject) -> None:
-    """Half precision gives values of float32 or its own, float64 of float64; gradients the predictions'."""
+    """Half precision gives values of float32 or its own, float64 of float64."""
     for dtype, allowed in (
         (jnp.bfloat16, (jnp.bfloat16, jnp.float32)),
         (jnp.float16, (jnp.float16, jnp.float32)),

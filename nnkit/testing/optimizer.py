@@ -91,7 +91,7 @@ def vmap(s: OptimizerSubject) -> None:
         "vmap over two populations",
         stack([one(*member) for member in members]),
         jax.jit(jax.vmap(run))(*stack(members)),
-        "a norm, a mask or an axis is taken by position or ndim: a stacked parameter has one axis more",
+        "a batching rule of its own is wrong (jax.custom_batching), or numbers of one member reach another's",
         rtol=s.rtol,
     )
 

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
+import jax
+
 from nnkit.checks import unknown_name
 
 __all__ = [
@@ -15,6 +17,7 @@ __all__ = [
     "NotApplicable",
     "Report",
     "Result",
+    "Unusable",
     "check",
     "fail",
     "raised",
@@ -72,6 +75,10 @@ class NotApplicable(Exception):
     """Raised by a check that has nothing to look at; its text says why."""
 
 
+class Unusable(Exception):
+    """Raised from an error after which no other check has anything to look at either."""
+
+
 def fail(what: str, *, expected: Any, arrived: Any, path: str = "", likely: str = "") -> NoReturn:
     """Raises a :class:`ConformanceError` with one failure, which the check puts its title on."""
     raise ConformanceError([Failure("", what, str(expected), str(arrived), path, likely)])
@@ -100,8 +107,15 @@ class Report(NamedTuple):
         return "\n".join(lines)
 
     def status(self, check: str) -> str:
-        """The status of the check with this title."""
-        return next(r.status for r in self.results if r.check == check)
+        """The status of the check with this title.
+
+        Raises:
+          ValueError: no check of this report has it.
+        """
+        found = {r.check: r.status for r in self.results}
+        if check not in found:
+            raise unknown_name("check", check, list(found))
+        return found[check]
 
 
 class Check(Generic[Subject]):
@@ -123,16 +137,24 @@ class Check(Generic[Subject]):
         try:
             return self._run(subject)
         except ConformanceError as error:
-            failures = [f if f.check else f._replace(check=self.title) for f in error.failures]
+            failures = [f._replace(check=self.title) for f in error.failures]
             raise ConformanceError(failures) from error.__cause__
 
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
-        """Runs this check alone; arguments as its suite takes them (``check_layer(layer, x, ...)``)."""
+    def __call__(self, *args: Any, **kwargs: Any) -> Result:
+        """Runs this check alone; arguments as its suite takes them (``check_layer(layer, x, ...)``).
+
+        Returns:
+          Its result, whose status is "passed", or "not applied" with the reason.
+        """
         __tracebackhide__ = True
+        start = time.perf_counter()
         try:
-            self.on(self._subject(*args, **kwargs))
-        except NotApplicable:
-            return
+            status, detail = "passed", self.on(self._subject(*args, **kwargs)) or ""
+        except NotApplicable as why:
+            status, detail = "not applied", str(why)
+        except Unusable as error:
+            raise (error.__cause__ or error) from None
+        return Result(self.title, status, detail, time.perf_counter() - start)
 
     def __repr__(self) -> str:
         return f"<check {self.title!r}>"
@@ -155,7 +177,7 @@ def run_checks(
 
     Args:
       name: what is checked, for the heading.
-      subject: makes what the checks look at; where that raises, nothing else can be looked at.
+      subject: makes what the checks look at, and raises where it got the wrong arguments.
       checks: the suite.
       skip: titles of checks to leave out, each with the reason.
     """
@@ -169,7 +191,7 @@ def run_checks(
             raise ValueError(f"skip={{{title!r}: ...}} needs a reason in words, got {reason!r}")
     failures: list[Failure] = []
     results: list[Result] = []
-    made: Subject | None = None
+    made = subject()
     for check in checks:
         if check.title in skip:
             results.append(Result(check.title, "skipped", skip[check.title], 0.0))
@@ -177,14 +199,17 @@ def run_checks(
         start = time.perf_counter()
         status, detail = "passed", ""
         try:
-            if made is None:
-                made = subject()
             detail = check.on(made) or ""
         except NotApplicable as why:
             status, detail = "not applied", str(why)
         except ConformanceError as error:
             status, detail = "failed", error.failures[0].what
             failures += error.failures
+        except Unusable as error:
+            cause = error.__cause__ or error
+            failures.append(raised(check.title, cause, f"{error}: nothing else can be looked at"))
+            results.append(Result(check.title, "failed", f"{type(cause).__name__}: {cause}", 0.0))
+            break
         except Exception as error:
             status, detail = "failed", f"{type(error).__name__}: {error}"
             failure = raised(check.title, error)
@@ -193,8 +218,6 @@ def run_checks(
                 failure if same is None else failure._replace(arrived=f"the same as under {same!r}")
             )
         results.append(Result(check.title, status, detail, time.perf_counter() - start))
-        if made is None:
-            break
     report = Report(name, tuple(results))
     if failures:
         done = len([r for r in results if r.status != "skipped"])
@@ -202,9 +225,16 @@ def run_checks(
     return report
 
 
-def raised(check: str, error: Exception) -> Failure:
+def raised(check: str, error: BaseException, what: str = "an error was raised") -> Failure:
     """The failure for a function under test that raised where it should not."""
     notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", []))
     text = str(error)
     text = text if len(text) < 1200 else f"{text[:600]}\n...\n{text[-500:]}"
-    return Failure(check, "an error was raised", "no error", f"{type(error).__name__}: {text}{notes}")
+    concrete = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
+    likely = (
+        "a traced number is looked at in Python (if, and, float(), int(), len, numpy): use jnp.where, jnp or "
+        "jax.lax.cond"
+        if isinstance(error, concrete)
+        else ""
+    )
+    return Failure(check, what, "no error", f"{type(error).__name__}: {text}{notes}", "", likely)

@@ -17,9 +17,11 @@ __all__ = [
     "is_float",
     "map_floats",
     "noise",
+    "off_ties",
     "random_tree",
     "rough_gradients",
     "same_batch",
+    "size_of",
     "smooth_gradients",
     "specs_of",
     "stack",
@@ -66,9 +68,36 @@ def noise(tree: PyTree, seed: int, scale: float = 1.0) -> PyTree:
     )
 
 
-def sum_of_sines(tree: PyTree) -> jax.Array:
-    """A scalar on which every floating leaf has an influence, and not through its sum alone."""
-    terms = [jnp.sum(jnp.sin(leaf + 0.3)) for leaf in jax.tree.leaves(tree) if is_float(leaf)]
+def size_of(leaf: Any) -> float:
+    """How large a leaf's numbers are, in steps that matter to a difference: 1 unless very large or small."""
+    sizes = np.abs(np.asarray(leaf, np.float64)).reshape(-1)
+    sizes = sizes[np.isfinite(sizes)]
+    largest, median = (float(f(sizes)) if sizes.size else 0.0 for f in (np.max, np.median))
+    # By the median, so that a few -1e9 of a mask do not count; by the largest, so that zeros do not.
+    return largest if 0 < largest < 0.01 else median if median > 100 else 1.0
+
+
+def off_ties(tree: PyTree, seed: int) -> PyTree:
+    """Leaves with a 0 or with equal numbers moved off them: relu has no slope at 0, a maximum none at a tie."""
+
+    def move(a: Any, d: Any) -> Any:
+        numbers = np.asarray(a, np.float64)
+        tied = (numbers == 0).any() or np.unique(numbers).size < numbers.size
+        return a + 0.1 * size_of(a) * d if tied else a
+
+    return map_floats(move, tree, noise(tree, seed))
+
+
+def sum_of_sines(tree: PyTree, sizes: PyTree = None) -> jax.Array:
+    """A scalar on which every floating leaf has an influence, and not through its sum alone.
+
+    Args:
+      tree: the leaves.
+      sizes: a tree of the same form whose leaves' sizes these are divided by.
+    """
+    by = jax.tree.leaves(tree if sizes is None else sizes)
+    pairs = [(a, b) for a, b in zip(jax.tree.leaves(tree), by, strict=True) if is_float(a)]
+    terms = [jnp.sum(jnp.sin((a if sizes is None else a / size_of(b)) + 0.3)) for a, b in pairs]
     return sum(terms, jnp.zeros((), terms[0].dtype)) if terms else jnp.zeros(())
 
 

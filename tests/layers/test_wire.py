@@ -134,3 +134,42 @@ def test_a_child_may_be_called_in_training_only():
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_batch_norm_inside_is_initialised_by_one_example():
+    def forward(net, x):
+        return net.head(net.norm(net.stem(x)))
+
+    model = layers.wire(forward, stem=layers.dense(8), norm=layers.batch_norm(), head=layers.dense(2))
+    one, many = (model.init(jax.random.key(0), jnp.zeros((n, 4))) for n in (1, 5))
+    jax.tree.map(np.testing.assert_array_equal, one, many)
+
+
+def test_what_runs_across_devices_is_initialised_outside_of_them():
+    model = layers.serial(
+        layers.wire(
+            lambda net, x: net.norm(net.stem(x)), stem=layers.dense(3), norm=layers.batch_norm(axis_name="b")
+        ),
+        layers.dense(1),
+    )
+    params, state = model.init(jax.random.key(0), jnp.zeros((2, 4)))
+    run = jax.vmap(lambda x: model.apply(params, state, x, train=True)[0], axis_name="b")
+    assert run(jnp.ones((3, 2, 4))).shape == (3, 2, 1)
+
+
+def test_a_network_of_nested_layers_is_traced_a_few_times_and_not_two_to_its_depth():
+    def traces(depth: int) -> int:
+        count = 0
+
+        def innermost(x):
+            nonlocal count
+            count += 1
+            return x
+
+        model = layers.stateless(innermost)
+        for _ in range(depth):
+            model = layers.wire(lambda net, x: net.inner(x), inner=layers.serial(model, layers.dense(2)))
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 2)))
+        return count
+
+    assert traces(8) <= 2 * 2 * traces(4)  # 16 times as many where each level doubles the traces

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from nnkit.testing.compare import check_close, check_form
-from nnkit.testing.layer.subject import LayerSubject
+from nnkit.testing.layer.subject import LayerSubject, floats_of, with_floats
 from nnkit.testing.report import NotApplicable, check, fail
 from nnkit.testing.shared import FAST, check_buffers, check_pure, check_saved, mesh_of, sharded, tiled
 from nnkit.testing.trees import batch_of, map_floats, stack, sum_of_sines
@@ -119,12 +119,12 @@ def mesh(s: LayerSubject) -> str:
     for train in s.modes:
 
         def run(params: Any, state: Any, x: Any, key: Any, train: bool = train) -> Any:
-            def loss(params: Any) -> Any:
-                found = s.call(params, state, x, key, train)
+            def loss(numbers: Any) -> Any:
+                found = s.call(with_floats(params, numbers), state, x, key, train)
                 return sum_of_sines(found["y"]), found
 
-            grads, found = jax.grad(loss, has_aux=True)(params)
-            return {**found, "gradient": grads}
+            grads, found = jax.grad(loss, has_aux=True)(floats_of(params))
+            return {**found, "gradient": with_floats(params, grads)}
 
         arguments = (s.params, s.state, x, s.key)
         compiled = jax.jit(run, compiler_options=FAST)

@@ -145,7 +145,7 @@ def test_state(s: LayerSubject) -> None:
 
 @layer_check("dtypes")
 def dtypes(s: LayerSubject) -> None:
-    """Half precision in, half precision out, gradients of the parameters' dtypes; float64 stays float64."""
+    """Half precision in, half precision out, the state in its own dtypes; float64 stays float64."""
     if not any(map(is_float, jax.tree.leaves(s.x))):
         raise NotApplicable("the input has no floating leaf")
     for dtype in (jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64):

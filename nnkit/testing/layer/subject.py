@@ -7,19 +7,32 @@ from functools import cached_property, partial
 from typing import Any
 
 import jax
+import jax.extend
 import jax.numpy as jnp
+import numpy as np
 
 from nnkit.testing.derivatives import Derivatives
-from nnkit.testing.report import NotApplicable
-from nnkit.testing.trees import cast, is_float, map_floats, noise, sum_of_sines
+from nnkit.testing.report import NotApplicable, Unusable
+from nnkit.testing.trees import cast, is_float, map_floats, noise, off_ties, sum_of_sines
 from nnkit.types import Layer, Params, State
 
-__all__ = ["LayerSubject", "moved"]
+__all__ = ["LayerSubject", "floats_of", "moved", "with_floats"]
 
 
 def moved(params: Params, seed: int) -> Params:
     """The floating leaves off their values, which may be all zeros or ones: no special case."""
     return map_floats(jnp.add, params, noise(params, seed, 0.1))
+
+
+def floats_of(tree: Any) -> list[jax.Array]:
+    """The floating leaves of a tree, with respect to which alone there are gradients."""
+    return [leaf for leaf in jax.tree.leaves(tree) if is_float(leaf)]
+
+
+def with_floats(tree: Any, floats: list[Any]) -> Any:
+    """``tree`` with other floating leaves."""
+    rest = iter(floats)
+    return map_floats(lambda _: next(rest), tree)
 
 
 class LayerSubject:
@@ -47,9 +60,13 @@ class LayerSubject:
         rtol: float = 1e-5,
     ) -> None:
         if not isinstance(layer, Layer):
-            raise TypeError(
-                f"a layer is checked, got {type(layer).__name__}: pass a nnkit.Layer(init, apply)"
+            hint = (
+                "of a function that makes layers call it, layers.dense(3); of a function of x make one, "
+                "layers.stateless(f)"
+                if callable(layer)
+                else "write layers.dense(3), or one's own as nnkit.Layer(init, apply, 'name_')"
             )
+            raise TypeError(f"check_layer takes a nnkit.Layer first, got {type(layer).__name__}: {hint}")
         if (factory is None) != (hyperparameters is None):
             raise TypeError(
                 "factory= and hyperparameters= go together: factory(**hyperparameters) is a layer"
@@ -73,7 +90,10 @@ class LayerSubject:
     @cached_property
     def initial(self) -> tuple[Params, State]:
         """What ``init`` gives, untouched."""
-        return self.layer.init(jax.random.key(0), self.x)
+        try:
+            return self.layer.init(jax.random.key(0), self.x)
+        except Exception as error:
+            raise Unusable("init raises") from error
 
     @cached_property
     def params(self) -> Params:
@@ -108,10 +128,10 @@ class LayerSubject:
     def modes(self) -> tuple[bool, ...]:
         """Both modes, or one where they are the same program, so that it is compiled once."""
 
-        def program(train: bool) -> str:
-            return str(jax.make_jaxpr(partial(self.call, train=train))(*self.initial, self.x, self.key))
+        def program(train: bool) -> Any:
+            return jax.make_jaxpr(partial(self.call, train=train))(*self.initial, self.x, self.key)
 
-        return (True,) if program(True) == program(False) else (True, False)
+        return (True,) if _same_program(program(True), program(False)) else (True, False)
 
     def shapes(self, *, train: bool, key: Any) -> Any:
         """``jax.eval_shape`` of the layer."""
@@ -143,28 +163,22 @@ class LayerSubject:
         """Output and state, compiled."""
         return self.compiled(train)(self.params, self.state, self.x, self.key)
 
-    def floats_of(self, x: Any) -> list[jax.Array]:
-        """The floating leaves of an input like ``x``."""
-        return [leaf for leaf in jax.tree.leaves(x) if is_float(leaf)]
-
-    def with_floats(self, floats: list[Any]) -> Any:
-        """``x`` with other floating leaves."""
-        rest = iter(floats)
-        return map_floats(lambda _: next(rest), self.x)
 
     @cached_property
     def derivatives(self) -> Derivatives:
         """Of the output, in every mode, with respect to parameters and input."""
+
+        sizes = [self.jitted(train)["y"] for train in self.modes]
 
         def value(tree: Any) -> jax.Array:
             outputs = [
                 self.call(tree["params"], tree["state"], tree["x"], self.key, train)["y"]
                 for train in self.modes
             ]
-            return sum_of_sines(outputs)
+            return sum_of_sines(outputs, sizes)
 
         def tree() -> Any:
-            x = cast(self.x, jnp.float64)
+            x = off_ties(cast(self.x, jnp.float64), 200)
             params, state = self.layer.init(jax.random.key(0), x)
             return {"params": moved(params, 100), "state": state, "x": x}
 
@@ -174,3 +188,26 @@ class LayerSubject:
         """Raises NotApplicable where neither parameters nor input have a floating leaf."""
         if not any(map(is_float, jax.tree.leaves((self.initial[0], self.x)))):
             raise NotApplicable(f"neither parameters nor input are floating: {what}")
+
+
+def _same_program(a: Any, b: Any) -> bool:
+    """Whether two jaxprs are alike to the letter and to the bit of their constants, which the letters leave out."""
+    consts = [_constants(p) for p in (a, b)]
+    return str(a) == str(b) and len(consts[0]) == len(consts[1]) and all(map(_same_constant, *consts))
+
+
+def _constants(program: Any) -> list[Any]:
+    inner = [v for eqn in program.jaxpr.eqns for v in jax.tree.leaves(list(eqn.params.values()), is_leaf=_closed)]
+    return [*program.consts, *(c for p in inner if _closed(p) for c in _constants(p))]
+
+
+def _closed(value: Any) -> bool:
+    return isinstance(value, jax.extend.core.ClosedJaxpr)
+
+
+def _same_constant(a: Any, b: Any) -> bool:
+    if a is b:
+        return True
+    if any(jnp.issubdtype(getattr(v, "dtype", np.dtype(bool)), jax.dtypes.prng_key) for v in (a, b)):
+        return False
+    return np.array_equal(np.asarray(a), np.asarray(b), equal_nan=is_float(a))
