@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from nnkit.checks import LayerError
 from nnkit.layers.children import Children, inferring, merge, name_children
 from nnkit.layers.lift import identity, stateless
+from nnkit.layers.sequence import Sequence
 from nnkit.types import Array, Layer, Params, Spec, State
 
 __all__ = ["add", "branch", "concatenate", "frozen", "named", "parallel", "residual", "serial"]
@@ -37,7 +38,10 @@ def serial(*layers: Layer, **named_layers: Layer) -> Layer:
     """One layer after the other: ``y = f_n(...f_2(f_1(x)))``.
 
     Keyword arguments are further layers under names of the user's. With no layers it is the
-    identity.
+    identity. The lengths of a ``layers.Sequence`` reach the first layer only; ``stacked`` hands them on.
+
+    Raises:
+      LayerError: where a recurrent layer follows one that was given lengths.
 
     >>> model = layers.serial(layers.dense(8), layers.relu, layers.dense(8), layers.relu, head=layers.dense(2))
     >>> params, state = model.init(jax.random.key(0), jax.ShapeDtypeStruct((1, 4), jnp.float32))
@@ -52,7 +56,9 @@ def serial(*layers: Layer, **named_layers: Layer) -> Layer:
     def init(key: Array, x: Spec, /) -> tuple[Params, State]:
         params: dict[str, Any] = {}
         state: dict[str, Any] = {}
+        padded: tuple[int, ...] = ()
         for i, name in enumerate(children.layers):
+            padded = _check_lengths(children, name, x, padded)
             child_params, child_state = children.init(name, key, x, i)
             merge(name, child_params, params)
             merge(name, child_state, state)
@@ -64,12 +70,36 @@ def serial(*layers: Layer, **named_layers: Layer) -> Layer:
     ) -> tuple[Any, State]:
         children.check(params, state, key)
         new_state: dict[str, Any] = {}
+        padded: tuple[int, ...] = ()
         for i, name in enumerate(children.layers):
+            padded = _check_lengths(children, name, x, padded)
             x, child = children.apply(name, params, state, x, key=key, train=train, position=i)
             merge(name, child, new_state)
         return x, new_state
 
     return Layer(init, apply, "serial_")
+
+
+_RECURRENT = frozenset({"recurrent_", "simple_rnn_", "lstm_", "gru_", "bidirectional_", "stacked_"})
+
+
+def _check_lengths(children: Children, name: str, x: Any, padded: tuple[int, ...]) -> tuple[int, ...]:
+    """The (batch, time) that x has with lengths, or had when they were last seen; () where it has none.
+
+    Raises where a recurrent layer would run over padding since the layer before got the lengths alone.
+    """
+    if isinstance(x, Sequence):
+        return () if x.lengths is None else getattr(x.x, "shape", ())[:2]
+    shape = getattr(x, "shape", ())
+    if len(shape) < 3 or shape[:2] != padded:  # a last_only has ended the sequence
+        return ()
+    if children.layers[name].name in _RECURRENT:
+        raise LayerError(
+            "serial",
+            f"was given lengths and has lost them where {name} runs, since layers give arrays: put the recurrent "
+            "layers together in stacked(...), or call each with layers.Sequence(x, lengths) in wire",
+        )
+    return padded
 
 
 def _output_spec(
@@ -150,7 +180,12 @@ def _side_by_side(
 def residual(layer: Layer, shortcut: Layer = identity) -> Layer:
     """A block with a way around it: ``y = shortcut(x) + f(x)``.
 
-    ``shortcut`` is a projection (a dense layer, a 1×1 convolution) where ``f`` changes the shape.
+    ``shortcut`` is a projection (a dense layer, a 1×1 convolution) where ``f`` changes the shape. Both take
+    the input whole: around a layer of a tuple, ``(x, mask)``, :func:`wire` adds what is to be added.
+
+    Raises:
+      LayerError: where the two do not give arrays of one shape.
+
     Source: He et al. 2015, "Deep Residual Learning for Image Recognition".
 
     >>> block = layers.residual(layers.serial(layers.dense(8), layers.relu, layers.dense(4)))
@@ -164,6 +199,13 @@ def residual(layer: Layer, shortcut: Layer = identity) -> Layer:
         params: Params, state: State, x: Any, *, key: Array | None = None, train: bool
     ) -> tuple[Any, State]:
         (y, around), state = both.apply(params, state, x, key=key, train=train)
+        for name, part in (("shortcut", around), ("body", y)):
+            if not hasattr(part, "shape"):
+                raise LayerError(
+                    "residual",
+                    f"adds arrays and has a {name} that gives {type(part).__name__}: write the sum in wire, as in "
+                    "wire(lambda net, x: x[0] + net.body(x), body=...)",
+                )
         if y.shape != around.shape:
             raise LayerError(
                 "residual",
@@ -214,7 +256,8 @@ def frozen(layer: Layer) -> Layer:
     """The layer as it is: no gradient reaches its parameters and it always runs as at test time.
 
     Gradients still flow through it to its input. Its parameters stay in the tree: a penalty or weight
-    decay still moves them unless a mask (``mask="head/.*"``) leaves them out.
+    decay still moves them unless a mask (``mask="head/.*"``) leaves them out. With train=True its state stays
+    too, that of layers that change theirs at test time (a cache) included.
 
     >>> model = layers.serial(backbone=layers.frozen(layers.dense(3)), head=layers.dense(1))
     >>> params, state = model.init(jax.random.key(0), jnp.zeros((1, 4)))
@@ -226,7 +269,7 @@ def frozen(layer: Layer) -> Layer:
     def apply(
         params: Params, state: State, x: Any, *, key: Array | None = None, train: bool
     ) -> tuple[Any, State]:
-        del train
-        return layer.apply(jax.lax.stop_gradient(params), state, x, key=key, train=False)
+        y, new_state = layer.apply(jax.lax.stop_gradient(params), state, x, key=key, train=False)
+        return y, state if train else new_state
 
     return layer._replace(apply=apply)

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 
 from nnkit.checks import LayerError
 from nnkit.layers.lift import float_input, param
+from nnkit.tree import wide
 from nnkit.types import Array, Initializer, Params, Spec
 
-__all__ = ["bias_of", "gate_params", "input_product", "recurrent_product"]
+__all__ = ["add_bias", "bias_of", "gate_params", "input_product", "recurrent_product"]
 
 
 def gate_params(
@@ -67,3 +68,9 @@ def recurrent_product(layer: str, params: Params, h: Array, dtype: Any, columns:
 def bias_of(layer: str, params: Params, columns: int, why: str) -> Array:
     """``bias``, checked."""
     return param(layer, params, "bias", (columns,), why)
+
+
+def add_bias(z: Array, bias: Array) -> Array:
+    """``z + bias``, whose gradient for the bias, a sum over all rows of z, is made in float32 at least."""
+    rows = jnp.broadcast_to(bias.astype(wide(bias.dtype)), z.shape)
+    return z + rows.astype(bias.dtype)

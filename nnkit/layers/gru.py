@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from nnkit import activations, initializers
-from nnkit.layers.gates import bias_of, gate_params, input_product, recurrent_product
+from nnkit.layers.gates import add_bias, bias_of, gate_params, input_product, recurrent_product
 from nnkit.layers.lift import param, positive_int
 from nnkit.layers.recurrent import Scan, recurrent
 from nnkit.layers.scanning import Affine, Cell, affine_cell
@@ -101,18 +101,19 @@ def gru_cell(
         inits = [bias_init] * (biases if use_bias else 0)
         return gate_params(name, key, x, features, 3, kernel_init, recurrent_kernel_init, inits)
 
-    def bias(params: Params) -> list[Any]:
+    def shift(params: Params, *sums: Array) -> list[Array]:
+        """The sums in r and z, in n and in its h R_n, each with its block of the bias."""
         if not use_bias:
-            return [0, 0, 0]
+            return list(sums)
         b = bias_of(name, params, biases * features, f"it has {biases} blocks of {features} features")
-        return [b[:two], b[two:columns], b[columns:]]
+        blocks = (b[:two], b[two:columns], b[columns:])
+        return [add_bias(z, block) for z, block in zip(sums, blocks, strict=False)]
 
     def mix(params: Params, x: Array, h: Array) -> tuple[Array, ...]:
-        gates, candidate, fed_back = bias(params)
         from_x = input_product(name, params, x, columns)
         from_h = recurrent_product(name, params, h, x.dtype, columns)
-        both = from_x[..., :two] + (from_h[..., :two] + gates)
-        return both, from_x[..., two:] + candidate, from_h[..., two:] + fed_back
+        both, from_x_n, from_h_n = shift(params, from_h[..., :two], from_x[..., two:], from_h[..., two:])
+        return from_x[..., :two] + both, from_x_n, from_h_n
 
     def pointwise(h: Array, mixed: tuple[Array, ...]) -> tuple[Array, Array]:
         parts = [part.astype(h.dtype) for part in mixed]
@@ -122,14 +123,13 @@ def gru_cell(
     def step_reset_before(
         params: Params, h: Array, x: Array, *, mask: Array | None = None
     ) -> tuple[Array, Array]:
-        gates, candidate, _ = bias(params)
         why = f"it feeds back {features} features"
         from_x = input_product(name, params, x, columns)
         kernel = param(name, params, "recurrent_kernel", (features, columns), why)
         fed = (h if mask is None else h * mask.astype(h.dtype)).astype(x.dtype)
-        both = gate_fn(from_x[..., :two] + (jnp.matmul(fed, kernel[:, :two]) + gates))
-        r, z = jnp.split(both, 2, axis=-1)
-        n = activation_fn(from_x[..., two:] + (jnp.matmul(r * fed, kernel[:, two:]) + candidate))
+        both, from_x_n = shift(params, jnp.matmul(fed, kernel[:, :two]), from_x[..., two:])
+        r, z = jnp.split(gate_fn(from_x[..., :two] + both), 2, axis=-1)
+        n = activation_fn(from_x_n + jnp.matmul(r * fed, kernel[:, two:]))
         h = _between(h, z.astype(h.dtype), n.astype(h.dtype))
         return h, h.astype(x.dtype)
 

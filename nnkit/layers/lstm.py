@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from nnkit import activations, initializers
-from nnkit.layers.gates import bias_of, gate_params, input_product, recurrent_product
+from nnkit.layers.gates import add_bias, bias_of, gate_params, input_product, recurrent_product
 from nnkit.layers.lift import positive_int
 from nnkit.layers.recurrent import Scan, recurrent
 from nnkit.layers.scanning import Affine, Cell, affine_cell
@@ -105,7 +105,7 @@ def lstm_cell(
     def mix(params: Params, x: Array, h: Array) -> Array:
         z = recurrent_product(name, params, h, x.dtype, columns)
         if use_bias:
-            z = z + bias_of(name, params, columns, f"it has 4 gates of {features} features")
+            z = add_bias(z, bias_of(name, params, columns, f"it has 4 gates of {features} features"))
         return input_product(name, params, x, columns) + z
 
     def pointwise(carry: tuple[Array, Array], z: Array) -> tuple[tuple[Array, Array], Array]:

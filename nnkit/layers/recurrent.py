@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from nnkit.checks import LayerError, check_key, check_probability, is_static_number
+from nnkit.layers.children import floating
 from nnkit.layers.dropout import dropout
 from nnkit.layers.lift import positive_int
 from nnkit.layers.scanning import Cell, Loop, scan_affine, scan_steps
@@ -18,6 +19,7 @@ from nnkit.layers.sequence import (
     valid_steps,
     zero_padding,
 )
+from nnkit.tree import wide
 from nnkit.types import Array, Layer, Params, PyTree, Spec, State
 
 __all__ = ["Scan", "recurrent"]
@@ -55,17 +57,19 @@ def recurrent(
 
     The carry goes in through ``Sequence.carry`` and out with ``return_carry``, so a long sequence can be
     learned in pieces, each starting where the one before ended (truncated backpropagation, Keras'
-    ``stateful``):
+    ``stateful``). Jit the step of such a loop: an eager call of the layer compiles its scan anew:
 
     >>> layer = layers.lstm(3, return_carry=True)
     >>> long = jnp.ones((2, 12, 4))
     >>> params, state = layer.init(jax.random.key(0), long)
-    >>> def loss(params, carry, x):
+    >>> @jax.jit
+    ... @partial(jax.grad, has_aux=True)
+    ... def gradient(params, carry, x):
     ...     (y, carry), _ = layer.apply(params, state, layers.Sequence(x, carry=carry), train=True)
     ...     return jnp.mean(y**2), jax.lax.stop_gradient(carry)
     >>> carry = None
     >>> for piece in jnp.split(long, 3, axis=1):
-    ...     grads, carry = jax.grad(loss, has_aux=True)(params, carry, piece)
+    ...     grads, carry = gradient(params, carry, piece)
     >>> jax.tree.map(jnp.shape, carry)
     ((2, 3), (2, 3))
 
@@ -133,7 +137,14 @@ def recurrent(
             carry, ys = scan_affine(loop, cell.affine, params, carry, xs, mask, valid)
         else:
             extra = {} if mask is None else {"mask": mask}
-            carry, ys = scan_steps(loop, lambda c, x: cell.step(params, c, x, **extra), carry, xs, valid)
+            # The derivative adds up the parameters' gradients step by step, in the dtype that they have here.
+            summed = jax.tree.map(lambda p: p.astype(wide(p.dtype)) if floating(p) else p, params)
+
+            def step(carry: PyTree, x: Array) -> tuple[PyTree, Array]:
+                own = jax.tree.map(lambda s, p: s.astype(p.dtype) if floating(p) else s, summed, params)
+                return cell.step(own, carry, x, **extra)
+
+            carry, ys = scan_steps(loop, step, carry, xs, valid)
         y = jnp.swapaxes(ys, 0, 1)
         if last_only:
             y = last_valid(y, lengths)

@@ -8,7 +8,7 @@ from typing import Unpack
 import jax.numpy as jnp
 
 from nnkit import activations, initializers
-from nnkit.layers.gates import bias_of, gate_params, input_product, recurrent_product
+from nnkit.layers.gates import add_bias, bias_of, gate_params, input_product, recurrent_product
 from nnkit.layers.lift import positive_int
 from nnkit.layers.recurrent import Scan, recurrent
 from nnkit.layers.scanning import Affine, Cell, affine_cell
@@ -79,7 +79,7 @@ def simple_cell(
     def mix(params: Params, x: Array, h: Array) -> Array:
         z = recurrent_product(name, params, h, x.dtype, features)
         if use_bias:
-            z = z + bias_of(name, params, features, f"it has {features} features")
+            z = add_bias(z, bias_of(name, params, features, f"it has {features} features"))
         z = input_product(name, params, x, features) + z
         return z + h if residual else z
 

@@ -67,7 +67,8 @@ def dynamic_loss_scale(
         updates, opt_state = optimizer.update(grads, opt_state, params)
 
     Put it around the whole optimizer, ``dynamic_loss_scale(chain(clip_by_global_norm(1.0), adam(1e-3)))``:
-    what stands before it would see the gradients scaled. It goes into ``MultiSteps``, which then gathers
+    what stands before it would see the gradients scaled, and ``apply_if_finite`` around it, which it makes
+    superfluous, would keep the scale from falling. It goes into ``MultiSteps``, which then gathers
     scaled gradients, or around it. Further arguments go to ``inner``, which is not run in a skipped step.
 
     Args:
@@ -172,7 +173,7 @@ def loss_scale(opt_state: PyTree) -> Float[Array, "..."] | float:
 
     Raises:
       ValueError: where other transformations come before it or stand beside it and so would get scaled
-        gradients, and where there are two.
+        gradients, where ``apply_if_finite`` is around it, and where there are two.
 
     >>> params = {"w": jnp.zeros(2)}
     >>> optim.loss_scale(optim.adam(1e-3).init(params))
@@ -195,7 +196,13 @@ def _find(state: Any) -> list[Any]:
         return [state.scale, *_find(state.inner_state)]
     fields = getattr(state, "_fields", None)
     if fields is not None and fields != ("inner_states",):
-        return [scale for part in state for scale in _find(part)]
+        found = [scale for part in state for scale in _find(part)]
+        if found and "notfinite_count" in fields:  # nnkit's or optax's ApplyIfFiniteState
+            raise ValueError(
+                "apply_if_finite is around a loss scale and hides from it the gradients that are not finite, so that "
+                "it never falls: put the loss scale outermost, it skips such steps itself"
+            )
+        return found
     by_label = fields is not None
     if by_label:
         parts = list(state[0].values())

@@ -113,6 +113,39 @@ def test_frozen_keeps_statistics_parameters_and_dropout_still():
     assert grads[1].any()
 
 
+def test_frozen_layers_with_a_cache_decode_at_test_time_only():
+    attention = layers.multi_head_attention(2, causal=True, cache_length=3)
+    model, x = layers.frozen(attention), jnp.ones((1, 3, 4))
+    params, state = model.init(KEY, x)
+    y, new = model.apply(params, state, x, train=True)
+    jax.tree.map(np.testing.assert_array_equal, new, state)
+    np.testing.assert_allclose(y, attention.apply(params, state, x, train=True)[0], rtol=1e-5, atol=1e-6)
+    assert model.apply(params, state, x, train=False)[1]["index"] == 3
+
+
+def test_serial_does_not_lose_lengths_silently():
+    deep = layers.serial(layers.lstm(4), layers.tanh, head=layers.lstm(4, last_only=True))
+    x = layers.Sequence(jnp.ones((2, 5, 3)), jnp.array([5, 2]))
+    message = (
+        r"^deep was given lengths and has lost them where head runs, since layers give arrays: put the recurrent "
+        r"layers together in stacked\(...\), or call each with layers.Sequence\(x, lengths\) in wire"
+    )
+    with pytest.raises(LayerError, match=message):
+        layers.serial(deep=deep).init(KEY, x)
+    params, _ = deep.init(KEY, x.x)
+    with pytest.raises(LayerError, match="serial was given lengths and has lost them"):
+        deep.apply(params, {}, x, train=False)
+    deep.apply(params, {}, layers.Sequence(x.x), train=False)
+    encoder = layers.lstm(5, last_only=True)
+    again = layers.stateless(lambda h: jnp.repeat(h[:, None], 3, axis=1), name="again_")
+    for model in (
+        layers.serial(layers.lstm(4), layers.dense(2)),
+        layers.serial(encoder, again, layers.gru(2)),  # the sequence that is decoded has lengths of its own
+        layers.serial(layers.stacked(layers.lstm(4), layers.gru(4))),
+    ):
+        model.init(KEY, x)
+
+
 def _model():
     return layers.serial(
         encoder=layers.serial(layers.dense(4), layers.dropout(0.5), layers.relu, layers.dropout(0.5)),
@@ -205,6 +238,20 @@ def test_the_names_reach_the_profiler():
             lambda: (b := layers.residual(layers.dense(3))).apply(*b.init(KEY, X), X, train=False),
             LayerError,
             r"residual has a body that gives \(6, 3\) and a shortcut that gives \(6, 4\): pass residual\(body, sho",
+        ),
+        (
+            lambda: (b := layers.residual(layers.batch_norm())).apply(
+                *b.init(KEY, (X, X[:, 0] > 0)), (X, X[:, 0] > 0), train=True
+            ),
+            LayerError,
+            r"residual adds arrays and has a shortcut that gives tuple: write the sum in wire, as in wire\(lambda net,",
+        ),
+        (
+            lambda: layers.residual(layers.identity, layers.stateless(lambda xs: xs[0])).apply(
+                {}, {}, (X, X), train=True
+            ),
+            LayerError,
+            "residual adds arrays and has a body that gives tuple",
         ),
         (
             lambda: _model().apply({"conv_0": {}}, {}, X, train=False),

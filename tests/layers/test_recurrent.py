@@ -268,7 +268,7 @@ def mutated(name, old, new):
         ("c * f * (1 - f)", "c * f"),
         ("o * (1 - t * t)", "1 - t * t"),
         ("dnew, by_c * dnew + by_o * do", "dnew, by_c * dnew"),
-        ("z = z + bias_of(", "z = z + 2 * bias_of("),
+        ("add_bias(z, bias_of(", "add_bias(z, 2 * bias_of("),
     ],
 )
 def test_a_wrong_lstm_is_seen(old, new):

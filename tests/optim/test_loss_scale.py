@@ -362,7 +362,6 @@ P = {"a": jnp.ones(2), "b": jnp.ones(2)}
         lambda tx: optim.chain(optim.chain(tx), optim.scale(1.0)),
         lambda tx: optim.MultiSteps(tx, 2),
         lambda tx: optax.MultiSteps(tx, 2),
-        lambda tx: optim.apply_if_finite(tx, 2),
         lambda tx: optim.masked(tx, {"a": True, "b": False}),
         lambda tx: optim.partition({"all": tx}, {"a": "all", "b": "all"}),
         lambda tx: optim.inject_hyperparams(lambda rate: tx)(0.1),
@@ -390,6 +389,20 @@ def test_where_others_would_see_scaled_gradients_is_an_error(make):
         "dynamic_loss_scale(chain(clip_by_global_norm(1.0), adam(1e-3)))",
     ):
         optim.loss_scale(state)
+
+
+@pytest.mark.parametrize("library", [optim, optax])
+def test_apply_if_finite_around_it_would_keep_the_scale_from_falling(library):
+    tx = optim.chain(library.apply_if_finite(optim.dynamic_loss_scale(optim.adam(0.1)), 5))
+    with raises(
+        ValueError,
+        "apply_if_finite is around a loss scale and hides from it the gradients that are not finite, so that it never "
+        "falls: put the loss scale outermost, it skips such steps itself",
+    ):
+        optim.loss_scale(tx.init(P))
+    inside = optim.dynamic_loss_scale(library.apply_if_finite(optim.adam(0.1), 5))
+    assert float(optim.loss_scale(inside.init(P))) == 2.0**15
+    assert optim.loss_scale(library.apply_if_finite(optim.adam(0.1), 5).init(P)) == 1.0
 
 
 def test_bad_input():

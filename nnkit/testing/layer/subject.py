@@ -163,7 +163,6 @@ class LayerSubject:
         """Output and state, compiled."""
         return self.compiled(train)(self.params, self.state, self.x, self.key)
 
-
     @cached_property
     def derivatives(self) -> Derivatives:
         """Of the output, in every mode, with respect to parameters and input."""
@@ -197,7 +196,9 @@ def _same_program(a: Any, b: Any) -> bool:
 
 
 def _constants(program: Any) -> list[Any]:
-    inner = [v for eqn in program.jaxpr.eqns for v in jax.tree.leaves(list(eqn.params.values()), is_leaf=_closed)]
+    inner = [
+        v for eqn in program.jaxpr.eqns for v in jax.tree.leaves(list(eqn.params.values()), is_leaf=_closed)
+    ]
     return [*program.consts, *(c for p in inner if _closed(p) for c in _constants(p))]
 
 
