@@ -175,8 +175,9 @@ def run(config: Config) -> dict[str, float]:
     )  # fmt: skip
     seconds = time.perf_counter() - started
     estimate = jax.jit(lambda params, x, key: log_likelihood(nets, params, x, key, config.samples))
-    keys = jax.random.split(jax.random.key(config.seed), len(x_test) // 100 + 1)
-    parts = [estimate(ts.params, x_test[100 * i : 100 * (i + 1)], key) for i, key in enumerate(keys)]
+    pieces = [x_test[i : i + 100] for i in range(0, len(x_test), 100)]
+    keys = jax.random.split(jax.random.key(config.seed), len(pieces))
+    parts = [estimate(ts.params, piece, key) for piece, key in zip(pieces, keys, strict=True)]
     found = {
         "test_bound": -rows[-1]["val_loss"],
         "test_log_likelihood": float(np.concatenate(parts).mean()),

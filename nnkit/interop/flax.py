@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nnkit.interop.dialect import Dialect
 from nnkit.interop.flattening import Shape
 from nnkit.interop.flax_forms import flax_forms
-from nnkit.interop.matching import Dialect, Names, invented, match
+from nnkit.interop.matching import invented, match
+from nnkit.interop.names import Names
 from nnkit.interop.parts import parts
 from nnkit.interop.trees import read_all, write_all
 from nnkit.tree import path_str
@@ -38,9 +40,11 @@ def from_flax(
     Kernels, scales, embeddings and projections are Flax's as they are; the gates of recurrent cells are
     joined. Every number keeps its bits and its dtype; the variables are left as they are.
 
-    Which layer is which of theirs is told by ``names``, or else found by kind and number: ``dense_0`` is
-    ``Dense_0``, or the first by number where they are called otherwise (``linear1``, ``linear2``). Flax's
-    trees are sorted by name, so where names of one kind do not count, ``names`` must tell.
+    Which layer is which of theirs is told by ``names``. The layers that it does not tell are theirs of the
+    same paths, if each has one (so :func:`to_flax` is undone), and otherwise found by kind and number:
+    ``dense_0`` is ``Dense_0``, or the first by number where they are called otherwise (``linear1``,
+    ``linear2``). Flax's trees are sorted by name, so where names of one kind do not count, or count
+    otherwise than ours, ``names`` must tell.
 
     Args:
       model: the counterpart of the module.
@@ -48,12 +52,13 @@ def from_flax(
       variables: linen's ``{"params": ..., "batch_stats": ...}``, other collections left aside, or nnx's
         ``nnx.state(module)``, keys of random streams left aside, or a nested dict of it.
       names: from the path of a layer of ours to theirs, with ``/``: a dict, in which a path also stands
-        for all beneath it, a function, or rules ``[(regular expression, replacement)]``.
+        for all beneath it, or for all layers a function or rules ``[(regular expression, replacement)]``.
       ignore: a regular expression: layers of ours (by path) that keep initial values, and arrays of
         theirs (by path) that are left out.
       key: for the initial values of what is ignored, ``jax.random.key(0)`` by default.
 
     Raises:
+      TypeError: an argument of another kind.
       ValueError: what has no counterpart or another shape, on both sides, by name.
 
     >>> import flax.linen as nn
@@ -102,10 +107,10 @@ def to_flax(
     """
     ours = parts(model, x)
     if like is None:
-        written = write_all(invented(ours, _FLAX, names, ignore), params, state)
+        written = write_all(model, x, invented(ours, _FLAX, names, ignore), params, state)
         return _collected(written)
     pairs = match(ours, _shapes(_flat(like)), _FLAX, names, ignore)
-    written = {name: jnp.array(a) for name, a in write_all(pairs, params, state).items()}
+    written = {name: jnp.array(a) for name, a in write_all(model, x, pairs, params, state).items()}
     return _filled(like, written)
 
 

@@ -9,8 +9,10 @@ import jax
 import numpy as np
 
 from nnkit.interop.arrays import to_torch_tensor
+from nnkit.interop.dialect import Dialect, Match
 from nnkit.interop.flattening import Shape
-from nnkit.interop.matching import Dialect, Match, Names, invented, match
+from nnkit.interop.matching import invented, match
+from nnkit.interop.names import Names
 from nnkit.interop.parts import parts
 from nnkit.interop.torch_forms import torch_forms
 from nnkit.interop.trees import read_all, write_all
@@ -41,18 +43,19 @@ def from_torch(
     flattened image has its rows permuted, since PyTorch flattens (channels, height, width). Every number
     keeps its bits and its dtype; the state dict is left as it is.
 
-    Which layer is which of theirs is told by ``names``, or else found by order: the n-th layer whose
-    arrays have some names and numbers of axes is the n-th module with such, in the order in which ours is
-    called and theirs was defined. See :func:`torch_names` for the result.
+    Which layer is which of theirs is told by ``names``. The layers that it does not tell are theirs of the
+    same paths, if each has one (so :func:`to_torch` is undone), and otherwise found by order: the n-th layer
+    whose arrays have some names and numbers of axes is the n-th module with such, in the order in which ours
+    is called and theirs was defined. See :func:`torch_names` for the result.
 
     Args:
       model: the counterpart of the module.
       x: an array or ``jax.ShapeDtypeStruct`` like its input, channels last, with a batch axis.
       state_dict: from names to tensors, or to arrays of numpy or JAX.
       names: from the path of a layer of ours to the name of their module: a dict
-        (``{"stem": "features.0"}``, where a path stands for all beneath it too), a function, or rules
-        ``[(regular expression, replacement)]``. Of a stacked recurrent module ``rnn:l1`` is one layer,
-        ``rnn:l1_reverse`` its backward direction.
+        (``{"stem": "features.0"}``, where a path stands for all beneath it too), or for all layers a
+        function or rules ``[(regular expression, replacement)]``. Of a stacked recurrent module ``rnn:l1``
+        is one layer, ``rnn:l1_reverse`` its backward direction.
       flattened: by the path of a dense layer, the shape (height, width, channels) that a flatten before
         it made its features of, or None where PyTorch has them in the same order. Found by itself where
         the flatten is a layer of the model.
@@ -61,6 +64,7 @@ def from_torch(
       key: for the initial values of what is ignored, ``jax.random.key(0)`` by default.
 
     Raises:
+      TypeError: an argument of another kind, as a module or a checkpoint around its state dict.
       ValueError: what has no counterpart or another shape, on both sides, by name; an array that JAX would
         cut to 32 bits.
 
@@ -111,7 +115,7 @@ def to_torch(
     """
     torch = _torch()
     shapes = None if like is None else _shapes(like)
-    written = write_all(_pairs(model, x, shapes, names, flattened, ignore), params, state)
+    written = write_all(model, x, _pairs(model, x, shapes, names, flattened, ignore), params, state)
     tensors = {name: to_torch_tensor(array) for name, array in written.items()}
     for name in written:
         if name.endswith("running_var"):
@@ -153,6 +157,21 @@ def _torch() -> Any:
 
 
 def _shapes(state_dict: Mapping[str, Any]) -> dict[str, Shape]:
+    if hasattr(state_dict, "state_dict"):
+        raise TypeError(
+            f"takes the state dict of a module, got a {type(state_dict).__name__}: pass module.state_dict()"
+        )
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(
+            f"takes a state dict, arrays by name, got a {type(state_dict).__name__}: pass module.state_dict()"
+        )
+    around = [name for name, value in state_dict.items() if isinstance(value, Mapping)]
+    if around:
+        inner = [name for name in around if any(hasattr(a, "shape") for a in state_dict[name].values())]
+        passed = " or ".join(f"checkpoint[{name!r}]" for name in inner) or "the state dict in it"
+        raise TypeError(
+            f"takes a state dict, arrays by name, got a dict with dicts in {around}: pass {passed}"
+        )
     return {name: tuple(np.shape(value)) for name, value in state_dict.items()}
 
 

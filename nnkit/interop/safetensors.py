@@ -99,6 +99,7 @@ def load_safetensors(path: str | os.PathLike[str], like: PyTree | None = None) -
 
     Raises:
       DamagedFileError: the file is cut off, damaged or no safetensors file.
+      TypeError: a leaf of ``like`` that is no array, by its path.
       ValueError: by path, arrays that are missing, unexpected, of another shape or dtype than in ``like``, or
         that JAX would cut to 32 bits.
       FileNotFoundError: no such file.
@@ -109,22 +110,21 @@ def load_safetensors(path: str | os.PathLike[str], like: PyTree | None = None) -
     ...     interop.load_safetensors(f"{folder}/a.safetensors", like=(jnp.ones(2, jnp.bfloat16), jnp.ones(1)))
     (Array([1, 1], dtype=bfloat16), Array([0.], dtype=float32))
     """
-    header, data = _read(path)
-    header.pop(_METADATA, None)
+    there = _read(path)[1]
     if like is None:
-        return _nested(path, {name: _array(data, entry) for name, entry in header.items()})
+        return _nested(path, {name: _copied(array) for name, array in there.items()})
     wanted = flatten(like)
-    wrong = [f"{name!r} is missing" for name in wanted if name not in header]
-    wrong += [f"{name!r} is unexpected" for name in header if name not in wanted]
+    for name, leaf in wanted.items():
+        _check_like(name, leaf)
+    wrong = [f"{name!r} is missing" for name in wanted if name not in there]
+    wrong += [f"{name!r} is unexpected" for name in there if name not in wanted]
     for name in wanted:
-        if name in header:
-            here = f"{np.dtype(wanted[name].dtype)}{list(wanted[name].shape)}"
-            there = f"{np.dtype(_DTYPES[header[name]['dtype']])}{header[name]['shape']}"
-            wrong += [f"{name!r} is {there} and should be {here}"] if here != there else []
+        if name in there and _spec(there[name]) != _spec(wanted[name]):
+            wrong.append(f"{name!r} is {_spec(there[name])} and should be {_spec(wanted[name])}")
     if wrong:
         more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ValueError(f"{str(path)!r} holds other arrays: {'; '.join(wrong[:5])}{more}")
-    leaves = [to_jax(name, _array(data, header[name])) for name in wanted]
+    leaves = [to_jax(name, _copied(there[name])) for name in wanted]
     return packed_like(jax.tree.unflatten(jax.tree.structure(unpack(like)), leaves), like)
 
 
@@ -137,12 +137,11 @@ def safetensors_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     ...     interop.safetensors_metadata(f"{folder}/a.safetensors")
     {'epoch': '3'}
     """
-    return _read(path)[0].get(_METADATA, {})
+    return _read(path)[0]
 
 
 def _storable(name: str, leaf: Any) -> np.ndarray:
-    dtype = getattr(leaf, "dtype", None)
-    if dtype is not None and isinstance(leaf, jax.Array) and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         raise TypeError(
             f"{name!r} is a PRNG key, which safetensors has no place for: save jax.random.key_data(key), or "
             "the whole with train.save_tree"
@@ -155,8 +154,27 @@ def _storable(name: str, leaf: Any) -> np.ndarray:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], memoryview]:
-    """The header, every entry of it checked, and the bytes behind it."""
+def _check_like(name: str, leaf: Any) -> None:
+    if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
+        raise TypeError(
+            f"like has a {type(leaf).__name__} at {name!r}: pass an array or jax.ShapeDtypeStruct, or read "
+            "without like"
+        )
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        raise TypeError(f"like has a PRNG key at {name!r}, which safetensors has no place for")
+
+
+def _spec(array: Any) -> str:
+    return f"{np.dtype(array.dtype).newbyteorder('=')}{list(array.shape)}"
+
+
+def _copied(array: np.ndarray) -> np.ndarray:
+    """In memory of its own, so that one array does not keep the whole file; of this machine's byte order."""
+    return array.astype(array.dtype.newbyteorder("="))
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """The strings, and the arrays as views of the file's bytes; every word of the header checked."""
     try:
         with open(path, "rb") as file:
             data = memoryview(file.read())
@@ -168,29 +186,61 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], memoryview]:
         length = int.from_bytes(data[:8], "little")
         if len(data) < 8 or length > min(_LARGEST_HEADER, len(data) - 8):
             raise ValueError("its header goes beyond its end")
-        header, data = json.loads(bytes(data[8 : 8 + length])), data[8 + length :]
-        end = 0
-        entries = ((name, entry) for name, entry in header.items() if name != _METADATA)
-        for name, entry in sorted(entries, key=lambda item: item[1]["data_offsets"]):
-            begin, stop = entry["data_offsets"]
-            size = math.prod(entry["shape"]) * np.dtype(_DTYPES[entry["dtype"]]).itemsize
-            if begin != end or stop - begin != size or min((*entry["shape"], 0)) < 0:
-                raise ValueError(f"{name!r} does not lie where it should")
-            end = stop
-        if end != len(data):
-            raise ValueError(f"it holds {len(data)} bytes of arrays, and {end} are told of")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        header = json.loads(bytes(data[8 : 8 + length]), object_pairs_hook=_without_doubles)
+        if not isinstance(header, dict):
+            raise ValueError(f"its header is a {type(header).__name__}, not a dict")
+        metadata = header.pop(_METADATA, {})
+        if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+            raise ValueError(f"its {_METADATA} is not a dict of strings")
+        return metadata, _views(header, data[8 + length :])
+    except (ValueError, RecursionError) as error:
         raise DamagedFileError(
             f"{str(path)!r} is cut off, damaged or no safetensors file ({error}): use another"
         ) from error
-    return header, data
 
 
-def _array(data: memoryview, entry: Mapping[str, Any]) -> np.ndarray:
-    begin, end = entry["data_offsets"]
-    dtype = np.dtype(_DTYPES[entry["dtype"]])
-    array = np.frombuffer(data[begin:end], dtype.newbyteorder("<")).reshape(entry["shape"])
-    return array.astype(dtype)  # a copy: one array does not keep the whole file
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it has {next(n for n in found if names.count(n) > 1)!r} twice")
+    return found
+
+
+def _views(header: Mapping[str, Any], data: memoryview) -> dict[str, np.ndarray]:
+    """The arrays that the header tells of; ValueError where it is not as the format wants."""
+    for name, entry in header.items():
+        _check_entry(name, entry)
+    end, arrays = 0, {}
+    for name in sorted(header, key=lambda name: header[name]["data_offsets"]):
+        entry = header[name]
+        begin, stop = entry["data_offsets"]
+        dtype = np.dtype(_DTYPES[entry["dtype"]])
+        if begin != end or stop - begin != math.prod(entry["shape"]) * dtype.itemsize:
+            raise ValueError(f"{name!r} does not lie where it should")
+        end = stop
+        if end > len(data):
+            break
+        try:
+            arrays[name] = np.frombuffer(data[begin:end], dtype.newbyteorder("<")).reshape(entry["shape"])
+        except ValueError as error:  # more axes than numpy has, or longer ones, of which one has no entries
+            raise ValueError(f"{name!r} has the shape {entry['shape']}: {error}") from None
+    if end != len(data):
+        raise ValueError(f"it holds {len(data)} bytes of arrays, and {end} are told of")
+    return {name: arrays[name] for name in header}
+
+
+def _check_entry(name: str, entry: Any) -> None:
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise ValueError(f"{name!r} is not told of by dtype, shape and data_offsets")
+    if not isinstance(entry["dtype"], str) or entry["dtype"] not in _DTYPES:
+        raise ValueError(f"{name!r} has the dtype {entry['dtype']!r}, which is none of {', '.join(_DTYPES)}")
+    for what in ("shape", "data_offsets"):
+        numbers = entry[what]
+        if not isinstance(numbers, list) or not all(type(n) is int and n >= 0 for n in numbers):
+            raise ValueError(f"{name!r} has {what} {numbers!r}, not whole numbers from 0")
+    if len(entry["data_offsets"]) != 2:
+        raise ValueError(f"{name!r} has data_offsets {entry['data_offsets']}, not two")
 
 
 def _nested(path: str | os.PathLike[str], leaves: Mapping[str, np.ndarray]) -> PyTree:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from nnkit.interop.arrays import to_jax, to_numpy
-from nnkit.interop.matching import Match
+from nnkit.interop.dialect import Match
 from nnkit.interop.parts import leaf_of
 from nnkit.packing import unpack
 from nnkit.types import Array, Layer, Params, Spec, State
@@ -44,11 +44,13 @@ def read_all(
     return trees
 
 
-def write_all(pairs: Sequence[Match], params: Params, state: State) -> dict[str, np.ndarray]:
+def write_all(
+    model: Layer, x: Spec, pairs: Sequence[Match], params: Params, state: State
+) -> dict[str, np.ndarray]:
     """Their arrays, by their full names.
 
     Raises:
-      ValueError: an array is missing, or of another shape than the model's.
+      ValueError: an array is missing, of another shape than the model's, or none of the model's.
     """
     trees, written = (unpack(params), unpack(state)), {}
     for part, _, form, keys in pairs:
@@ -67,7 +69,20 @@ def write_all(pairs: Sequence[Match], params: Params, state: State) -> dict[str,
                 )
             ours[leaf] = array[part.turn]
         written |= {keys[name]: array for name, array in form.write(ours).items()}
+    _check_no_more(model, x, trees)
     return written
+
+
+def _check_no_more(model: Layer, x: Spec, trees: tuple[Any, Any]) -> None:
+    made = jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)), x)
+    for what, ours, wanted in zip(("params", "state"), trees, map(unpack, made), strict=True):
+        known = {names for names, _ in _leaves(wanted)}
+        extra = [repr("/".join(names)) for names, _ in _leaves(ours) if names not in known]
+        if extra:
+            more = f" and {len(extra) - 5} more" if len(extra) > 5 else ""
+            raise ValueError(
+                f"{what} have {', '.join(extra[:5])}{more}, which this model has not: pass what its init made"
+            )
 
 
 def _leaves(tree: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -64,7 +64,8 @@ def multi_head_attention(
     masks; y (batch, time, out_features). Parameters are ``query``, ``key`` and ``value``, each with
     ``kernel`` (features, heads, head_dim) and ``bias`` (heads, head_dim), and ``out`` with ``kernel``
     (heads, head_dim, out_features) and ``bias``: Flax's. A query that may attend to nothing gets 0 from
-    attention, and so the bias of ``out``; its gradients are 0 and never NaN.
+    attention, and so the bias of ``out``; its gradients are 0 and never NaN. What a mask hides from all
+    queries may hold NaN, which then reaches no gradient either.
 
     **Decoding.** With ``cache_length`` calls with train=False take the next one or several positions of
     each sequence, keep their keys and values in the state (``cached_key``, ``cached_value``, ``index``), and
@@ -183,13 +184,21 @@ def multi_head_attention(
     ) -> tuple[Any, State]:
         x = _inputs(x, cache_length)
         head_dim, out = widths(x)
+        room = None if train else cache_length
+        if room is None:
+            x = _usable(x)
+        elif x.mask is not None and x.mask.shape[-1] not in (1, room):
+            raise LayerError(
+                _NAME,
+                f"has cache_length={room} and got a mask of shape {x.mask.shape}: when train=False a mask stands "
+                f"over all {room} keys of the cache, (batch, heads, q, {room})",
+            )
         q = _project(params, "query", x.query, (num_heads, head_dim), use_bias)
         k = _project(params, "key", x.key, (kv_heads, head_dim), use_bias)
         v = _project(params, "value", x.value, (kv_heads, head_dim), use_bias)
         if normalize_qk:
             q, _ = norm.apply(params.get("query_ln", {}), {}, q, train=train)
             k, _ = norm.apply(params.get("key_ln", {}), {}, k, train=train)
-        room = None if train else cache_length
         index = jnp.zeros((), jnp.int32) if room is None else next_index(_NAME, state, q.shape[1], room)
         if rotary is not None:
             q, k = (rotary(a, index + jnp.arange(a.shape[1], dtype=index.dtype)) for a in (q, k))
@@ -197,6 +206,7 @@ def multi_head_attention(
         if room is not None:
             k, v = _append(state, "cached_key", k, index), _append(state, "cached_value", v, index)
             state = {"cached_key": k, "cached_value": v, "index": index + q.shape[1]}
+            k, v = k.astype(q.dtype), v.astype(q.dtype)  # a cache may be wider than what is computed in
             before = ops.causal_mask(q.shape[1], room, offset=index)
             mask = before if mask is None else mask & before
         factors = None
@@ -220,6 +230,8 @@ def _inputs(x: Any, cache_length: int | None) -> Attend:
         )
     if x.key is None and x.value is not None:
         raise LayerError(_NAME, "got values without keys: pass Attend(query, key, value)")
+    if getattr(x.key, "dtype", None) == jnp.bool_:
+        raise LayerError(_NAME, "got a boolean key: pass a mask by its name, layers.Attend(x, mask=mask)")
     key = x.query if x.key is None else x.key
     x = x._replace(key=key, value=key if x.value is None else x.value)
     for array in x[:3]:
@@ -236,6 +248,23 @@ def _inputs(x: Any, cache_length: int | None) -> Attend:
             _NAME, f"takes a boolean mask, True where a query may attend, got {x.mask.dtype}: write mask > 0"
         )
     return x
+
+
+def _usable(x: Attend) -> Attend:
+    """x with 0 for each NaN or inf of a key that no query may see: it would reach gradients as 0·NaN."""
+    if x.mask is None or x.mask.ndim != 4 or x.mask.shape[-1] not in (1, x.key.shape[1]):
+        return x  # the operator refuses what does not fit
+    seen = jnp.any(x.mask, (1, 2))[..., None]
+
+    def clean(a: Array) -> Array:
+        return jnp.where(seen | jnp.isfinite(a), a, jnp.zeros((), a.dtype))
+
+    key = clean(x.key)
+    return x._replace(
+        query=key if x.query is x.key else x.query,
+        key=key,
+        value=key if x.value is x.key else clean(x.value),
+    )
 
 
 def _project(params: Params, name: str, x: Array, outs: tuple[int, ...], use_bias: bool) -> Array:
@@ -256,7 +285,7 @@ def _append(state: State, name: str, new: Array, index: Array) -> Array:
             f"has a cache {cached.shape} and got {new.shape} to append: make it by init with an x of the same "
             "batch size",
         )
-    return jax.lax.dynamic_update_slice_in_dim(cached, new, index, axis=1)
+    return jax.lax.dynamic_update_slice_in_dim(cached, new.astype(cached.dtype), index, axis=1)
 
 
 def _dropout_factors(key: Array | None, rate: float | Array, q: Array, k: Array, broadcast: bool) -> Array:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from nnkit import initializers
 from nnkit.checks import LayerError, is_static_number
+from nnkit.layers.children import is_inferring
 from nnkit.layers.lift import param
 from nnkit.layers.normalization import Affine, bound_axis, check_epsilon, split, usable
 from nnkit.ops.moments import number
@@ -41,7 +42,7 @@ def batch_norm(
 
     Shapes: x (batch, ..., channels), or a pair (x, mask); parameters ``scale, bias`` and state
     ``mean, var`` (channels,); y as x. A mask has the axes of x from the first on, each as long or of
-    length 1: (batch,) for whole examples, (batch, time) for positions. Entries where it is 0 count in
+    length 1: (batch,) for whole examples, (batch, time) for positions. Entries where it is False count in
     no statistic and are normalised with the rest; a batch without a single one that counts comes out
     as ``x * scale + bias`` and leaves the running statistics as they are. Half-precision input is
     normalised in float32.
@@ -92,23 +93,21 @@ def batch_norm(
         shape, why = (x.shape[-1],), f"its input has shape {x.shape}"
         mean, var = (param("batch_norm", state, name, shape, why) for name in ("mean", "var"))
         scale, bias = affine.read("batch_norm", params, x, (x.ndim - 1,))
+        wide_x, where = usable(x, mask)
         if use_running_average or not train:
             m, v = mean.astype(scale.dtype), var.astype(scale.dtype)
-            y = (x.astype(scale.dtype) - m) * (
-                jax.lax.rsqrt(v + jnp.asarray(epsilon, v.dtype)) * scale
-            ) + bias
+            y = (wide_x - m) * (jax.lax.rsqrt(v + jnp.asarray(epsilon, v.dtype)) * scale) + bias
             return y.astype(x.dtype), state
-        bound_axis("batch_norm", axis_name)
-        wide_x, where = usable(x, mask)
+        axis = bound_axis("batch_norm", axis_name)
         axes = tuple(range(x.ndim - 1))
-        n = number(x.shape, axes, where=where, axis_name=axis_name)
-        if isinstance(n, int) and n <= 1:
+        n = number(x.shape, axes, where=where, axis_name=axis)
+        if isinstance(n, int) and n <= 1 and not is_inferring():
             raise LayerError(
                 "batch_norm",
                 f"got input of shape {x.shape} when train=True, one value per channel, whose "
                 "variance is 0: pass a larger batch, or train=False",
             )
-        y, *seen = normalize(wide_x, scale, bias, axes, epsilon=epsilon, where=where, axis_name=axis_name)
+        y, *seen = normalize(wide_x, scale, bias, axes, epsilon=epsilon, where=where, axis_name=axis)
         seen_mean, seen_var = (s.reshape(shape).astype(mean.dtype) for s in jax.lax.stop_gradient(seen))
         if not isinstance(n, int):
             n = n.reshape(shape)

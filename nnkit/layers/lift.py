@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -55,7 +56,7 @@ identity: Layer = stateless(lambda x: x, name="identity_")
 def _flatten(x: Array) -> Array:
     if x.ndim == 0:
         raise LayerError("flatten", "needs a batch axis, got a scalar")
-    return x.reshape(x.shape[0], -1)
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
 flatten: Layer = stateless(_flatten, name="flatten_")

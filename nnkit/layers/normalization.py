@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnkit.checks import LayerError, is_static_number
+from nnkit.layers.children import is_inferring
 from nnkit.layers.lift import float_input, param
 from nnkit.ops.normalize import normalize
 from nnkit.tree import wide
@@ -83,14 +84,14 @@ def normalization(
         x, mask = split(kind, x)
         axes = reduced(x)
         scale, bias = affine.read(kind, params, x, features(x))
-        bound_axis(kind, axis_name)
+        axis = bound_axis(kind, axis_name)
         wide_x, where = usable(x, mask)
         if groups is not None:
             g = groups(x)
             axes = (*axes[:-1], x.ndim)
             wide_x, scale, bias, where = (_cut(a, g) for a in (wide_x, scale, bias, where))
         y, _, _ = normalize(
-            wide_x, scale, bias, axes, epsilon=epsilon, where=where, centred=centred, axis_name=axis_name
+            wide_x, scale, bias, axes, epsilon=epsilon, where=where, centred=centred, axis_name=axis
         )
         return y.reshape(x.shape).astype(x.dtype), state
 
@@ -117,6 +118,9 @@ def split(kind: str, x: Any) -> tuple[Any, Any]:
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise LayerError(kind, f"takes real input, got {x.dtype}: normalise x.real and x.imag apart")
     shape = getattr(mask, "shape", ())
+    if mask is not None and getattr(mask, "dtype", None) != jnp.bool_:
+        got = getattr(mask, "dtype", type(mask).__name__)
+        raise LayerError(kind, f"takes a boolean mask, True where an entry counts, got {got}: write mask > 0")
     if mask is not None and (
         len(shape) > len(x.shape) or any(m not in (1, n) for m, n in zip(shape, x.shape, strict=False))
     ):
@@ -129,11 +133,11 @@ def split(kind: str, x: Any) -> tuple[Any, Any]:
 
 
 def usable(x: Array, mask: Any) -> tuple[Array, Array | None]:
-    """x in float32 at least, and the mask as bools with as many axes as x."""
+    """x in float32 at least, and the mask with as many axes as x."""
     x = x.astype(wide(x.dtype))
     if mask is None:
         return x, None
-    where = jnp.asarray(mask).astype(bool)
+    where = jnp.asarray(mask)
     where = where.reshape(where.shape + (1,) * (x.ndim - where.ndim))
     # Padding may hold anything: a NaN there would reach the gradient of scale as 0·NaN.
     return jnp.where(where | jnp.isfinite(x), x, 0), where
@@ -159,10 +163,13 @@ def check_epsilon(kind: str, epsilon: Any) -> None:
         raise ValueError(f"{kind}(epsilon=...) must not be negative, got {epsilon}")
 
 
-def bound_axis(kind: str, axis_name: Hashable | None) -> None:
-    """Raises where ``axis_name`` is not the name of a mapped axis around this call."""
-    if axis_name is None:
-        return
+def bound_axis(kind: str, axis_name: Hashable | None) -> Hashable | None:
+    """``axis_name``, raising where it is not the name of a mapped axis around this call.
+
+    None where ``init`` asks for shapes only, which the members of the axis have in common.
+    """
+    if axis_name is None or is_inferring():
+        return None
     try:
         jax.lax.axis_size(axis_name)
     except NameError:
@@ -171,3 +178,4 @@ def bound_axis(kind: str, axis_name: Hashable | None) -> None:
             f"has axis_name={axis_name!r} and is not inside an axis of that name: call it in "
             f"jax.vmap(..., axis_name={axis_name!r}) or jax.shard_map, or leave axis_name out",
         ) from None
+    return axis_name

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from nnkit import tree
+from nnkit.checks import LayerError
 from nnkit.layers.children import Window, check_child
 from nnkit.types import Array, Layer, Params, PyTree, Spec, State
 
@@ -43,10 +44,13 @@ def policy(
       output_dtype: of the output; None for the input's, or where that has no floating-point arrays for
         whatever comes out.
       keep: parameters that are not cast, by a regular expression of their whole path or a predicate of it:
-        ``".*/scale"``.
+        those that layers widen themselves, scales and biases of normalisations, ``"norm_.*"``, and those of a
+        layer with a dtype of its own, whose ``with_dtype`` inside takes them unrounded. Kernels and biases
+        elsewhere are of the operands' dtype: for these, ``keep="head/.*"`` and ``head=with_dtype(...)``.
 
     Raises:
-      TypeError: for a dtype that is not real and floating-point.
+      TypeError: for a dtype that is not real and floating-point; the error of a layer that is handed a kept
+        parameter in another dtype than its input's gets a note that says so.
 
     Source: Micikevicius et al. 2018, "Mixed precision training"; jmp's ``Policy``.
 
@@ -82,7 +86,16 @@ def policy(
     ) -> tuple[Any, State]:
         window = Window(lambda params, x: layer.apply(params, state, x, key=key, train=train))
         inside = cast_params(params, compute_dtype), _cast(x, compute_dtype)
-        (y, new_state), seen = window.run(window.added, *inside)
+        try:
+            (y, new_state), seen = window.run(window.added, *inside)
+        except (TypeError, ValueError) as error:
+            kept = _of_another_dtype(inside[0], compute_dtype)
+            if kept and not isinstance(error, LayerError):
+                error.add_note(
+                    f"policy(keep=...) keeps {kept[0]} out of {compute_dtype}, the dtype of its layer's input: keep "
+                    "scales and biases of normalisations only, or give the layer with_dtype(layer, dtype)"
+                )
+            raise
         window.tell(seen, params, new_state)
         return _cast(y, output_dtype or _dtype(x)), _like(new_state, state)
 
@@ -129,6 +142,13 @@ def _cast(part: PyTree, dtype: Any) -> PyTree:
         )
 
     return jax.tree.map(leaf, part)
+
+
+def _of_another_dtype(params: Params, dtype: Any) -> list[str]:
+    """The paths of the real parameters that are not in the dtype; without one, of none."""
+    if dtype is None:
+        return []
+    return [path for path, leaf in tree.flatten(params).items() if _is_real(leaf) and leaf.dtype != dtype]
 
 
 def _dtype(x: Any) -> Any:

@@ -57,17 +57,15 @@ def recurrent(
 
     The carry goes in through ``Sequence.carry`` and out with ``return_carry``, so a long sequence can be
     learned in pieces, each starting where the one before ended (truncated backpropagation, Keras'
-    ``stateful``). Jit the step of such a loop: an eager call of the layer compiles its scan anew:
+    ``stateful``). Jit it: an eager call compiles the loop over time anew:
 
     >>> layer = layers.lstm(3, return_carry=True)
     >>> long = jnp.ones((2, 12, 4))
     >>> params, state = layer.init(jax.random.key(0), long)
-    >>> @jax.jit
-    ... @partial(jax.grad, has_aux=True)
-    ... def gradient(params, carry, x):
+    >>> def loss(params, carry, x):
     ...     (y, carry), _ = layer.apply(params, state, layers.Sequence(x, carry=carry), train=True)
     ...     return jnp.mean(y**2), jax.lax.stop_gradient(carry)
-    >>> carry = None
+    >>> gradient, carry = jax.jit(jax.grad(loss, has_aux=True)), None
     >>> for piece in jnp.split(long, 3, axis=1):
     ...     grads, carry = gradient(params, carry, piece)
     >>> jax.tree.map(jnp.shape, carry)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from nnkit.checks import LayerError
 from nnkit.layers.children import Children, Window, merge, name_children
 from nnkit.layers.lift import positive_int
+from nnkit.layers.reparametrize import check_unstacked
 from nnkit.types import Array, Layer, Params, Spec, State
 
 __all__ = ["repeat"]
@@ -31,7 +32,8 @@ def repeat(block: Layer, n: int, *, unroll: int | bool = 1) -> Layer:
         grows by as much, and XLA can fuse from one repetition into the next.
 
     Raises:
-      LayerError: where the block does not give what it takes.
+      LayerError: where the block does not give what it takes; inside ``weight_norm`` or ``spectral_norm``,
+        which are for the block.
 
     Source: Flax's ``nn.scan`` over layers.
 
@@ -50,6 +52,7 @@ def repeat(block: Layer, n: int, *, unroll: int | bool = 1) -> Layer:
 
     def init(key: Array, x: Spec, /) -> tuple[Params, State]:
         params, state = jax.vmap(lambda i: children.init(name, key, x, i))(_positions(n))
+        check_unstacked("repeat", {name: params})
         trees: tuple[dict[str, Any], dict[str, Any]] = {}, {}
         merge(name, params, trees[0])
         merge(name, state, trees[1])

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from nnkit.checks import LayerError
 from nnkit.layers.lift import positive_int
 from nnkit.layers.normalization import check_epsilon
-from nnkit.layers.reparametrize import checked_names, named, replace
+from nnkit.layers.reparametrize import as_names, checked_names, initialising, named, replace
 from nnkit.tree import sum_of_squares, wide
 from nnkit.types import Array, Layer, Params, Spec, State
 
 __all__ = ["spectral_norm"]
 
-_INNER, _OWN = "layer", "spectral_norm"
+_KEY = "spectral_norm"
 
 
 def spectral_norm(
@@ -26,7 +26,7 @@ def spectral_norm(
     n_steps: int = 1,
     epsilon: float | Array = 1e-12,
     convention: Literal["flax", "pytorch"] = "flax",
-    names: Sequence[str] = ("kernel",),
+    names: str | Sequence[str] = ("kernel",),
 ) -> Layer:
     """The layer with kernels divided by their largest singular value, ``kernel / σ``.
 
@@ -39,18 +39,20 @@ def spectral_norm(
     - ``"pytorch"``: ``u <- Wᵀ v / |Wᵀ v|, v <- W u / |W u|`` from the state's v (in,); at test time u and v are
       the state's. 15 iterations are made at the start.
 
-    The parameters are the layer's own; the state is ``{"layer": the layer's, "spectral_norm": {...}}``, the
-    latter with the vectors at the kernels' paths, in float32 at least.
+    The parameters are the layer's own, and so is the state but for ``spectral_norm`` in it: the vectors at the
+    kernels' paths, in float32 at least. Inside a layer that stacks its parameters (``repeat``), wrap the
+    block, not the stack.
 
     Args:
       layer: any layer, or a network of layers.
       n_steps: how many iterations a call makes.
       epsilon: added to the squared norms by which vectors are divided (in PyTorch: the least norm).
       convention: see above.
-      names: the names of the parameters that are normalised, at any depth.
+      names: the name or names of the parameters that are normalised, at any depth.
 
     Raises:
-      LayerError: where the layer has no parameter of these names, or one that is no matrix.
+      LayerError: where the layer has no parameter of these names, or one that is no matrix, or stacks
+        them (``repeat``), or has a state called ``spectral_norm``.
 
     Source: Miyato et al. 2018, "Spectral normalization for generative adversarial networks"; Flax's
     ``SpectralNorm`` and PyTorch's ``torch.nn.utils.parametrizations.spectral_norm``.
@@ -66,11 +68,18 @@ def spectral_norm(
     if convention not in ("flax", "pytorch"):
         raise ValueError(f"spectral_norm(convention=...) must be 'flax' or 'pytorch', got {convention!r}")
     pytorch = convention == "pytorch"
+    names = as_names(names)
 
     def init(key: Array, x: Spec, /) -> tuple[Params, State]:
         vector_key = jax.random.fold_in(key, 2**31)
-        params, state = layer.init(key, x)
-        checked_names("spectral_norm", layer, names, params)
+        with initialising(_KEY, names):
+            params, state = layer.init(key, x)
+        checked_names(_KEY, layer, names, params)
+        if _KEY in state:
+            raise LayerError(
+                _KEY,
+                "is around a layer that has a state called 'spectral_norm': one with names=[...] is enough",
+            )
         made = 0
 
         def begin(path: tuple[str, ...], kernel: Array) -> dict[str, Array]:
@@ -84,14 +93,14 @@ def spectral_norm(
             u, v = _iterate(w, v, 15, epsilon)
             return {"u": u, "v": v}
 
-        return params, _state(named(params, names, begin), state)
+        return params, {**state, _KEY: named(params, names, begin)}
 
     def apply(
         params: Params, state: State, x: Any, *, key: Array | None = None, train: bool
     ) -> tuple[Any, State]:
         def vectors(path: tuple[str, ...], kernel: Array) -> dict[str, Array]:
             w = jax.lax.stop_gradient(_matrix(path, kernel))
-            old = jax.tree.map(lambda a: a.astype(w.dtype), _at(state.get(_OWN, {}), path))
+            old = jax.tree.map(lambda a: a.astype(w.dtype), _at(state.get(_KEY, {}), path))
             if not pytorch:
                 v, u = _iterate(w.T, old["u"], n_steps, epsilon)
             elif train:
@@ -110,19 +119,15 @@ def spectral_norm(
             now = _at(found, path)
             return {
                 name: jnp.where((now[name] == 0).all(), old, now[name].astype(old.dtype))
-                for name, old in _at(state[_OWN], path).items()
+                for name, old in _at(state[_KEY], path).items()
             }
 
         found = named(params, names, vectors)
-        inner = state.get(_INNER, {})
+        inner = {name: part for name, part in state.items() if name != _KEY}
         y, inner = layer.apply(replace(params, names, divided), inner, x, key=key, train=train)
-        return y, _state(named(params, names, kept), inner) if train else state
+        return y, {**inner, _KEY: named(params, names, kept) if train else state[_KEY]}
 
     return layer._replace(init=init, apply=apply)
-
-
-def _state(own: dict[str, Any], inner: State) -> State:
-    return {_OWN: own, _INNER: inner} if inner else {_OWN: own}
 
 
 def _matrix(path: tuple[str, ...], kernel: Any) -> Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from nnkit import initializers
 from nnkit.checks import LayerError
 from nnkit.layers.normalization import axes_of, check_epsilon
-from nnkit.layers.reparametrize import checked_names, replace
+from nnkit.layers.reparametrize import as_names, checked_names, initialising, replace
 from nnkit.tree import sum_of_squares
 from nnkit.types import Array, Initializer, Layer, Params, Spec, State
 
@@ -25,7 +25,7 @@ def weight_norm(
     use_scale: bool = True,
     scale_init: Initializer | Literal["norm"] = initializers.ones,
     epsilon: float | Array = 1e-12,
-    names: Sequence[str] = ("kernel",),
+    names: str | Sequence[str] = ("kernel",),
 ) -> Layer:
     """The layer with kernels of learned length and direction, ``kernel = scale v / |v|``.
 
@@ -43,11 +43,11 @@ def weight_norm(
       scale_init: makes the scale, in the shape of the feature axes: Flax's ones, or ``"norm"``, PyTorch's,
         with which the layer starts with the kernel that it would have by itself.
       epsilon: added to the squared norm: Flax's; PyTorch has none.
-      names: the names of the parameters that are normalised, at any depth.
+      names: the name or names of the parameters that are normalised, at any depth.
 
     Raises:
-      LayerError: where the layer has no parameter of these names, or no such axes; for parameters of the
-        bare layer.
+      LayerError: where the layer has no parameter of these names, or no such axes, or stacks them
+        (``repeat``); for parameters of the bare layer.
 
     Source: Salimans & Kingma 2016, "Weight normalization"; Flax's ``WeightNorm`` and PyTorch's
     ``torch.nn.utils.parametrizations.weight_norm``.
@@ -58,6 +58,7 @@ def weight_norm(
     {'bias': (2,), 'kernel': {'direction': (3, 2), 'scale': (2,)}}
     """
     check_epsilon("weight_norm", epsilon)
+    names = as_names(names)
     if isinstance(scale_init, str) and scale_init != "norm":
         raise ValueError(f"weight_norm(scale_init=...) must be an initializer or 'norm', got {scale_init!r}")
 
@@ -74,12 +75,15 @@ def weight_norm(
 
     def init(key: Array, x: Spec, /) -> tuple[Params, State]:
         scale_key = jax.random.fold_in(key, 2**31)
-        params, state = layer.init(key, x)
+        with initialising("weight_norm", names):
+            params, state = layer.init(key, x)
         checked_names("weight_norm", layer, names, params)
         made = 0
 
         def parts(path: tuple[str, ...], v: Array) -> Any:
             nonlocal made
+            if isinstance(v, Mapping):
+                raise LayerError("weight_norm", f"is around a layer that normalises {'/'.join(path)} already")
             shape = tuple(v.shape[a] for a in axes(v))
             if not use_scale:
                 return v

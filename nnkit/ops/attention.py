@@ -32,7 +32,8 @@ def dot_product_attention(
     """For each query the mean of the values, weighted by the softmax of the keys' products with it.
 
     ``y = softmax(scale Q Kᵀ) V`` in each head, over the keys that the mask lets through. Where it lets
-    none through the output is 0, and so are the gradients. Half precision is summed in float32.
+    none through the output is 0, and so are the gradients. A key, with its value, that it lets no query
+    see may hold anything, NaN included. Half precision is summed in float32.
 
     Args:
       query: the queries.
@@ -73,6 +74,9 @@ def dot_product_attention(
         )
     factor: Any = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     _check_implementation(implementation, query, value, dropout)
+    if mask is not None:  # a weight of 0 times NaN would be NaN, forward and in the gradients
+        seen = jnp.any(mask, (1, 2))[..., None, None]
+        key, value = (jnp.where(seen, a, jnp.zeros((), a.dtype)) for a in (key, value))
     if implementation == "matmul":
         return _matmul(query, key, value, _seen(mask, causal, query, key), factor, dropout)
     with jax.numpy_dtype_promotion("standard"):  # jax.nn's masks mix dtypes in half precision

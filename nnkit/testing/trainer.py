@@ -61,6 +61,14 @@ class TrainerSubject:
         return jax.jit(step)
 
     @cached_property
+    def step_metrics(self) -> Any:
+        return self.compiled(self.start, self.batch)["metrics"]
+
+    @cached_property
+    def evaluate(self) -> Any:
+        return jax.jit(self.trainer.evaluate)
+
+    @cached_property
     def after(self) -> TrainState:
         """The state after two steps."""
         ts = self.start
@@ -139,10 +147,12 @@ def purity(s: TrainerSubject) -> None:
 
 @trainer_check("jit")
 def jit(s: TrainerSubject) -> None:
-    """A compiled step is the step."""
+    """A compiled step is the step, and evaluate compiled is evaluate."""
     check_close("jit(step)", s.step(s.start, s.batch), s.compiled(s.start, s.batch),
                 "something beside the arguments enters while tracing: a clock, a counter, numpy's random numbers",
                 rtol=s.rtol, atol=s.rtol)  # fmt: skip
+    check_close("jit(evaluate)", s.trainer.evaluate(s.start, s.batch), s.evaluate(s.start, s.batch),
+                "something beside the arguments enters while tracing", rtol=s.rtol, atol=s.rtol)  # fmt: skip
 
 
 @trainer_check("vmap")
@@ -181,25 +191,58 @@ def serialisation(s: TrainerSubject) -> None:
 
 @trainer_check("key reuse")
 def key_reuse(s: TrainerSubject) -> None:
-    """No key is consumed twice in a step."""
+    """No key is consumed twice in a step or in evaluate."""
+    start = s.start  # made before keys are watched
     with jax.debug_key_reuse(True):
-        try:
-            jax.jit(s.step).trace(s.start, s.batch)
-        except jax.errors.KeyReuseError as error:
-            fail("a step uses a key twice", expected="each key consumed once",
-                 arrived=f"KeyReuseError: {str(error).splitlines()[0]}", path="key",
-                 likely="fold the step's number into the root key, then split")  # fmt: skip
+        for name, function in (("a step", s.step), ("evaluate", s.trainer.evaluate)):
+            try:
+                jax.jit(lambda ts, batch, f=function: f(ts, batch)).trace(start, s.batch)
+            except jax.errors.KeyReuseError as error:
+                fail(f"{name} uses a key twice", expected="each key consumed once",
+                     arrived=f"KeyReuseError: {str(error).splitlines()[0]}", path="key",
+                     likely="fold the step's number into the root key, then split")  # fmt: skip
+
+
+@trainer_check("randomness")
+def randomness(s: TrainerSubject) -> str:
+    """Where the loss depends on the key, steps 0 and 1 draw other numbers from the same state."""
+    loss = lambda ts: np.asarray(s.compiled(ts, s.batch)["metrics"]["loss"])
+    if "loss" not in s.step_metrics:
+        raise NotApplicable("the metrics of a step have no loss")
+    first = loss(s.start)
+    if np.array_equal(first, loss(s.start._replace(key=jax.random.key(12345))), equal_nan=True):
+        raise NotApplicable("the loss of a step does not depend on the key")
+    if np.array_equal(first, loss(s.start._replace(step=s.start.step + 1))):
+        fail("the losses of step 0 and of step 1 from the same state", expected="two losses",
+             arrived=f"{first} twice", path="key",
+             likely="each step draws the same numbers, one dropout mask for ever: "
+             "jax.random.fold_in(ts.key, ts.step)")  # fmt: skip
+    return "another draw each step"
+
+
+@trainer_check("what is carried")
+def carried(s: TrainerSubject) -> None:
+    """Statistics and moments move: two steps do not leave all numbers of state or opt_state as they were."""
+    for part in ("state", "opt_state"):
+        trees = (jax.tree.leaves(getattr(ts, part)) for ts in (s.start, s.after))
+        # Scalars may be hyper-parameters.
+        pairs = [(a, b) for a, b in zip(*trees, strict=True) if is_float(a) and jnp.ndim(a) and a.size]
+        if pairs and all(np.array_equal(a, b, equal_nan=True) for a, b in pairs):
+            fail(f"{part} after two steps", expected="other numbers in one leaf at least",
+                 arrived="the same bits in all", path=part,
+                 likely=f"the step returns the {part} it got: put the new one into the train state; where it is a "
+                 "table that stays, skip this check")  # fmt: skip
 
 
 @trainer_check("extremes")
 def extremes(s: TrainerSubject) -> None:
-    """No NaN after a step on inputs of zeros or of a constant."""
+    """No NaN after a step, or from evaluate, on inputs of zeros or of a constant."""
     if not any(map(is_float, jax.tree.leaves(s.x))) or not isinstance(s.batch, tuple | list):
         raise NotApplicable("batches are no pairs (x, y) with floating x")
     for name in ("zeros", "constant"):
-        check_no_nan(
-            f"a step on inputs of {name}", s.compiled(s.start, (extreme(s.batch[0], name), s.batch[1]))
-        )
+        batch = (extreme(s.batch[0], name), s.batch[1])
+        check_no_nan(f"a step on inputs of {name}", s.compiled(s.start, batch))
+        check_no_nan(f"evaluate on inputs of {name}", s.evaluate(s.start, batch))
 
 
 @trainer_check("mesh")
@@ -216,8 +259,8 @@ def mesh(s: TrainerSubject) -> str:
 
 
 CHECKS: tuple[Check[TrainerSubject], ...] = (
-    train_state, step, metrics, purity, key_reuse, jit, vmap, one_compilation, donation, serialisation,
-    extremes, mesh,
+    train_state, step, carried, metrics, purity, key_reuse, randomness, jit, vmap, one_compilation, donation,
+    serialisation, extremes, mesh,
 )  # fmt: skip
 
 

@@ -71,10 +71,9 @@ def noise(tree: PyTree, seed: int, scale: float = 1.0) -> PyTree:
 def size_of(leaf: Any) -> float:
     """How large a leaf's numbers are, in steps that matter to a difference: 1 unless very large or small."""
     sizes = np.abs(np.asarray(leaf, np.float64)).reshape(-1)
-    sizes = sizes[np.isfinite(sizes)]
-    largest, median = (float(f(sizes)) if sizes.size else 0.0 for f in (np.max, np.median))
-    # By the median, so that a few -1e9 of a mask do not count; by the largest, so that zeros do not.
-    return largest if 0 < largest < 0.01 else median if median > 100 else 1.0
+    sizes = sizes[(sizes > 0) & (sizes < 1e8)]  # a mask's -1e9 is no size
+    largest, median = (float(f(sizes)) if sizes.size else 1.0 for f in (np.max, np.median))
+    return largest if largest < 0.01 else median if median > 100 else 1.0
 
 
 def off_ties(tree: PyTree, seed: int) -> PyTree:

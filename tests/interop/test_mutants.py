@@ -139,7 +139,7 @@ MUTANTS = [
     Mutant("blocks in the wrong order", parts, "_part", turns_reversed, TWICE),
     Mutant("layers in the wrong order", pytorch, "parts", reverse, TWICE),
     Mutant("numbers rounded", trees, "to_jax", rounding, NORM),
-    Mutant("Flax's gates swapped", flax, "_FLAX", read_with(swapped("hi/bias", "hf/bias")), flax_lstm),
+    Mutant("Flax's gates swapped", flax, "_FLAX", read_with(swapped("cell/hi/bias", "cell/hf/bias")), flax_lstm),
 ]  # fmt: skip
 
 

@@ -191,6 +191,52 @@ def test_damage_is_an_error(file):
             interop.load_safetensors(file)
 
 
+def test_a_header_that_is_not_as_it_should_be(file):
+    """Each is refused with its reason, whatever of it is asked for; none gets to numpy or to the user."""
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    text = json.dumps(entry)
+    cases = [
+        ({"a": entry | {"data_offsets": [0.0, 4.0]}}, r"'a' has data_offsets \[0.0, 4.0\], not whole numbers"),
+        ({"a": entry | {"data_offsets": [False, 4]}}, r"'a' has data_offsets \[False, 4\], not whole numbers"),
+        ({"a": entry | {"data_offsets": [0, 2, 4]}}, r"'a' has data_offsets \[0, 2, 4\], not two"),
+        ({"a": entry | {"data_offsets": ["0", "4"]}}, r"'a' has data_offsets \['0', '4'\], not whole"),
+        ({"a": entry | {"data_offsets": [0, 2**70]}}, "'a' does not lie where it should"),
+        ({"a": entry | {"shape": [2**70, 0], "data_offsets": [0, 0]}}, r"'a' has the shape \[1180591620717"),
+        ({"a": entry | {"shape": [2**62, 2**62, 0], "data_offsets": [0, 0]}}, r"'a' has the shape \[46116860"),
+        ({"a": entry | {"shape": [1] * 65}}, "'a' has the shape .*: maximum supported dimension"),
+        ({"a": entry | {"shape": [True]}}, r"'a' has shape \[True\], not whole numbers from 0"),
+        ({"a": entry | {"shape": [-1, -1]}}, r"'a' has shape \[-1, -1\], not whole numbers from 0"),
+        ({"a": entry | {"shape": 1}}, "'a' has shape 1, not whole numbers from 0"),
+        ({"a": entry | {"dtype": []}}, r"'a' has the dtype \[\], which is none of BOOL, U8"),
+        ({"a": [entry]}, "'a' is not told of by dtype, shape and data_offsets"),
+        ([entry], "its header is a list, not a dict"),
+        ("[" * 200_000, "maximum recursion depth exceeded"),
+        (f'{{"a": {text}, "a": {text}}}', "it has 'a' twice"),
+        ('{"a": {"dtype": "F32", "shape": [1], "shape": [1], "data_offsets": [0, 4]}}', "it has 'shape' twice"),
+        ({"a": entry, "__metadata__": {"epoch": 3}}, "its __metadata__ is not a dict of strings"),
+        ({"a": entry, "__metadata__": ["epoch"]}, "its __metadata__ is not a dict of strings"),
+    ]  # fmt: skip
+    for header, reason in cases:
+        data = (header if isinstance(header, str) else json.dumps(header)).encode()
+        file.write_bytes(len(data).to_bytes(8, "little") + data + bytes(4))
+        for read in (
+            interop.load_safetensors,
+            interop.safetensors_metadata,
+            lambda file: interop.load_safetensors(file, like={"a": jnp.zeros(1)}),
+        ):
+            with pytest.raises(DamagedFileError, match=rf"no safetensors file \({reason}"):
+                read(file)
+
+
+def test_like_must_hold_arrays(file):
+    interop.save_safetensors(file, {"w": np.zeros((), np.float32)})
+    message = r"like has a float at 'a/w': pass an array or jax.ShapeDtypeStruct"
+    with pytest.raises(TypeError, match=message):
+        interop.load_safetensors(file, like={"a": {"w": 1.0}})
+    with pytest.raises(TypeError, match="like has a PRNG key at 'w', which safetensors has no place for"):
+        interop.load_safetensors(file, like={"w": jax.random.key(0)})
+
+
 def test_eight_bit_floats(file):
     tree = {
         "a": np.array([0.5, -448, 1], ml_dtypes.float8_e4m3fn),

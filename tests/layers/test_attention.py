@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnkit import layers, ops
+from nnkit import layers, models, ops
 from nnkit.checks import LayerError
 from tests.properties import made
 
@@ -386,6 +386,42 @@ def test_a_mask_hides_cached_positions():
     close({"y": y[:1]}, {"y": alone[:, 2:]}, np.float32)
 
 
+def test_a_cache_keeps_its_dtype_under_a_policy():
+    lm = models.transformer_lm(11, features=8, num_layers=1, num_heads=2, max_length=6, cache=True)
+    mixed = layers.policy(lm, param_dtype=jnp.float32, compute_dtype=jnp.bfloat16, output_dtype=jnp.float32)
+    tokens = jnp.arange(6)[None] % 11
+    params, state = mixed.init(KEY, tokens)
+    step = jax.jit(partial(mixed.apply, train=False))
+    first, new = step(params, state, tokens[:, :3])
+    last, new = step(params, new, tokens[:, 3:])
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), new) == jax.tree.map(
+        lambda a: (a.shape, a.dtype), state
+    )
+    want = lm.apply(params, state, tokens, train=False)[0]
+    # bfloat16 rounds each of some ten operations in turn to 2⁻⁹.
+    np.testing.assert_allclose(jnp.concatenate([first, last], 1), want, atol=0.03 * abs(want).max())
+
+
+@pytest.mark.parametrize("cross", [False, True])
+def test_what_a_mask_hides_may_be_nan(cross):
+    """The outputs at what it shows, and all gradients, are those with zeros in its place."""
+    layer = layers.multi_head_attention(2, causal=not cross)
+    x, hidden = jnp.asarray(array(2, 5, 8)), jnp.arange(5)[:, None] >= LENGTHS[:, None, None]
+    params, _ = made(layer, x)
+
+    def loss(params, x, other):
+        given = layers.Attend(x, other if cross else None, mask=ops.padding_mask(LENGTHS, 5))
+        y = layer.apply(params, {}, given, train=True)[0]
+        return jnp.sum(jnp.sin(y) if cross else jnp.where(hidden, 0, jnp.sin(y)))
+
+    gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))
+    results = []
+    for filler in (jnp.nan, 0):
+        padded = jnp.where(hidden, filler, x)
+        results.append(gradients(params, x if cross else padded, padded))
+    jax.tree.map(np.testing.assert_array_equal, *results)
+
+
 # ---- errors ------------------------------------------------------------------------------------
 
 
@@ -429,6 +465,12 @@ X = jnp.zeros((2, 5, 8))
             {},
             layers.Attend(X, mask=jnp.ones((2, 1, 1, 5))),
             "takes a boolean mask, .* got float32: write mask > 0",
+        ),
+        ({}, (X, jnp.ones((2, 5), bool)), r"got a boolean key: .* layers.Attend\(x, mask=mask\)"),
+        (
+            {"cache_length": 5, "causal": True},
+            layers.Attend(X[:, :2], mask=jnp.ones((2, 1, 1, 2), bool)),
+            r"has cache_length=5 and got a mask of shape \(2, 1, 1, 2\): .* over all 5 keys of the cache",
         ),
         (
             {"cache_length": 5, "causal": True},

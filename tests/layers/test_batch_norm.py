@@ -14,6 +14,7 @@ import torch
 
 from nnkit import layers
 from nnkit.checks import LayerError
+from nnkit.layers.children import inferring
 from tests.layers.normalization_oracles import DTYPES, affine, close, draw, flax_apply, precision
 
 RNG = np.random.default_rng(0)
@@ -190,7 +191,7 @@ def test_flaxs_layer_is_not_pytorchs():
     ("shape", "like"),
     [((6,), (6, 1, 1, 1)), ((6, 3), (6, 3, 1, 1)), ((6, 1, 3), (6, 1, 3, 1)), ((6, 3, 3, 4), (6, 3, 3, 4))],
 )
-def test_masks_of_any_number_of_axes_and_any_dtype(shape, like):
+def test_masks_of_any_number_of_axes(shape, like):
     mask = np.arange(np.prod(shape)).reshape(shape) % 3 != 1
     full = jnp.asarray(np.broadcast_to(mask.reshape(like), BATCHES[0].shape))
     layer = layers.batch_norm()
@@ -201,9 +202,38 @@ def test_masks_of_any_number_of_axes_and_any_dtype(shape, like):
     def run(x, *masks):
         return [layer.apply(params, state, (x, m), train=True) for m in masks]
 
-    want, *others = run(x, full, *(jnp.asarray(mask, dtype) for dtype in (bool, jnp.int32, jnp.float32)))
-    for got in others:
-        close(got, want, "float32")
+    want, got = run(x, full, jnp.asarray(mask))
+    close(got, want, "float32")
+
+
+@pytest.mark.parametrize("options", [{"train": False}, {"train": True, "use_running_average": True}])
+def test_what_is_masked_may_be_nan_where_the_running_statistics_normalise(options):
+    train = options.pop("train")
+    layer = layers.batch_norm(**options)
+    x, mask = jnp.asarray(BATCHES[0], jnp.float32), jnp.arange(6) > 1
+    params, state = affine((4,), "float32"), {"mean": jnp.arange(4.0), "var": jnp.arange(4.0) + 2}
+
+    def loss(params, x):
+        y, _ = layer.apply(params, state, (x, mask), train=train)
+        return jnp.sum(jnp.where(mask[:, None, None, None], jnp.sin(y), 0))
+
+    gradients = jax.jit(jax.value_and_grad(loss, (0, 1)))
+    got, want = gradients(params, x.at[0, 1].set(jnp.nan)), gradients(params, x.at[0, 1].set(0))
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_initialises_outside_of_its_axis():
+    """Also a model that trains on one example a member, and one that is traced in training mode."""
+    layer = layers.batch_norm(axis_name="data")
+    model = layers.serial(layer, layers.layer_norm(axis_name="data"), layers.dense(2))
+    params, state = model.init(KEY, jnp.zeros((1, 4)))
+    run = jax.vmap(lambda x: model.apply(params, state, x, train=True)[0], axis_name="data")
+    assert run(jnp.asarray(BATCHES[0][:3, :1, 0], jnp.float32)).shape == (3, 1, 2)
+    params, state = layer.init(KEY, jnp.zeros((1, 4)))
+    with inferring():
+        assert layer.apply(params, state, jnp.zeros((1, 4)), train=True)[0].shape == (1, 4)
+    with pytest.raises(LayerError, match="not inside an axis of that name"):
+        layer.apply(params, state, jnp.zeros((1, 4)), train=True)
 
 
 @pytest.mark.parametrize("unbiased", [False, True])
@@ -425,7 +455,7 @@ def test_one_value_per_channel_is_an_error_in_training_only(shape):
             r"axis_name='data'\) or jax.shard_map, or leave axis_name out",
         ),
         (
-            lambda: layers.batch_norm().init(KEY, (BATCHES[0], np.ones((3, 3)))),
+            lambda: layers.batch_norm().init(KEY, (BATCHES[0], np.ones((3, 3), bool))),
             r"batch_norm got a mask of shape \(3, 3\) for input of shape \(6, 3, 3, 4\): its axes are those of x",
         ),
         (

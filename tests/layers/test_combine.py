@@ -285,3 +285,7 @@ def test_the_names_reach_the_profiler():
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_flatten_takes_a_batch_of_none():
+    assert layers.flatten.apply({}, {}, jnp.zeros((0, 2, 3)), train=False)[0].shape == (0, 6)

@@ -183,16 +183,16 @@ def test_epsilon_may_be_traced_and_has_its_gradient():
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, -np.inf])
 def test_what_is_masked_may_be_anything(garbage):
     """Masked entries, and examples of nothing else, with values that no arithmetic survives."""
-    mask = jnp.asarray([[1, 1, 0, 0], [0, 0, 0, 0]])
-    x = jnp.where(mask == 1, jnp.asarray(draw((2, 4)), jnp.float32), garbage)
+    mask = jnp.asarray([[1, 1, 0, 0], [0, 0, 0, 0]]) == 1
+    x = jnp.where(mask, jnp.asarray(draw((2, 4)), jnp.float32), garbage)
     layer = layers.layer_norm()
 
     def loss(params, x):
         y, _ = layer.apply(params, {}, (x, mask), train=True)
-        return jnp.sum(jnp.where(mask == 1, jnp.sin(y), 0))
+        return jnp.sum(jnp.where(mask, jnp.sin(y), 0))
 
     params = affine((4,), "float32")
-    want = jax.grad(loss, (0, 1))(params, jnp.where(mask == 1, x, 0))
+    want = jax.grad(loss, (0, 1))(params, jnp.where(mask, x, 0))
     got = jax.grad(loss, (0, 1))(params, x)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(got))
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
@@ -231,9 +231,14 @@ X = jnp.zeros((2, 3, 4))
             r"layer_norm takes x or \(x, mask\), got a tuple of 3",
         ),
         (
-            lambda: layers.rms_norm().init(jax.random.key(0), (X, jnp.ones((3, 4)))),
+            lambda: layers.rms_norm().init(jax.random.key(0), (X, jnp.ones((3, 4), bool))),
             LayerError,
             r"rms_norm got a mask of shape \(3, 4\) for input of shape \(2, 3, 4\): its axes are those of x from",
+        ),
+        (
+            lambda: layers.rms_norm().init(jax.random.key(0), (X, jnp.full((2, 3), 0.5))),
+            LayerError,
+            r"rms_norm takes a boolean mask, True where an entry counts, got float32: write mask > 0",
         ),
         (
             lambda: layers.rms_norm().init(jax.random.key(0), X.astype(jnp.complex64)),

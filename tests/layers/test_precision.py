@@ -101,6 +101,26 @@ def test_parameters_in_half_precision_and_those_that_are_kept():
     np.testing.assert_array_equal(inner["dense_1"], plain)
 
 
+def test_a_kept_kernel_is_for_a_layer_with_a_dtype_of_its_own():
+    options: Any = {"param_dtype": jnp.float32, "compute_dtype": jnp.bfloat16, "keep": "head/.*"}
+    x = jnp.ones((2, 5, 3))
+    model = layers.policy(layers.serial(head=layers.lstm(4)), **options)
+    params, state = model.init(KEY, x)
+    with pytest.raises(ValueError, match="dtype") as info:
+        model.apply(params, state, x, train=True)
+    assert any(
+        note.startswith("policy(keep=...) keeps head/") and "out of bfloat16" in note and "with_dtype" in note
+        for note in info.value.__notes__
+    )
+    model = layers.policy(layers.serial(head=layers.with_dtype(layers.dense(4), jnp.float32)), **options)
+    params, state = model.init(KEY, X)
+    y, _ = model.apply(params, state, X, train=True)
+    wide = layers.dense(4).apply(params["head"], {}, X.astype(jnp.bfloat16).astype(jnp.float32), train=True)[
+        0
+    ]
+    np.testing.assert_array_equal(y, wide.astype(jnp.bfloat16).astype(jnp.float32))
+
+
 def test_with_dtype_is_an_island():
     model = layers.serial(layers.dense(4), layers.with_dtype(layers.serial(layers.dense(3)), jnp.float32))
     low = X.astype(jnp.bfloat16)

@@ -186,7 +186,7 @@ def test_half_precision_adds_up_in_float32():
     assert (y.dtype, c.dtype, h.dtype) == (jnp.bfloat16, jnp.float32, jnp.bfloat16)
 
 
-def check_half_precision_gradients(wrap=lambda cell: cell):
+def check_half_precision_gradients():
     """Those of 1024 steps that all pull the same way, against float32 on the same numbers."""
     cells = [
         layers.lstm_cell(2),
@@ -200,15 +200,15 @@ def check_half_precision_gradients(wrap=lambda cell: cell):
     ]
     x = (jax.random.uniform(KEY, (1, 1024, 2)) + 0.5).astype(jnp.bfloat16)
     for cell in cells:
-        layer = layers.recurrent(wrap(cell))
+        layer = layers.recurrent(cell)
         params, _ = layer.init(KEY, x)
         gradient = jax.jit(jax.grad(lambda p, x, layer=layer: run(layer, p, x).astype(jnp.float32).mean()))
         ours = gradient(params, x)
         want = gradient(*jax.tree.map(lambda a: a.astype(jnp.float32), (params, x)))
         assert {leaf.dtype for leaf in jax.tree.leaves(ours)} == {jnp.dtype(jnp.bfloat16)}
         for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(want), strict=True):
-            # Each step's share and what goes back through the steps is rounded to 2⁻⁹ a few times.
-            assert abs(a.astype(jnp.float32) - b).max() <= 0.02 * abs(b).max()
+            # Each step's share is rounded to 2⁻⁹ some five times; summed in bfloat16 they miss by a third.
+            assert abs(a.astype(jnp.float32) - b).max() <= 0.01 * abs(b).max()
 
 
 def test_half_precision_gradients_add_up_in_float32(monkeypatch):

@@ -145,7 +145,7 @@ def test_a_network_with_a_state_of_its_own():
     with jax.debug_key_reuse(True):
         params, state = layer.init(jax.random.key(1), x)
     assert jax.tree.map(jnp.shape, state) == {
-        "layer": {"batch_norm_0": {"mean": (4,), "var": (4,)}},
+        "batch_norm_0": {"mean": (4,), "var": (4,)},
         "spectral_norm": {"dense_0": {"kernel": {"u": (4,)}}, "dense_1": {"kernel": {"u": (2,)}}},
     }
     np.testing.assert_array_equal(
@@ -155,6 +155,31 @@ def test_a_network_with_a_state_of_its_own():
     assert y.shape == (5, 2)
     assert all((a != b).any() for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(new), strict=True))
     assert layer.name == net.name
+
+
+def test_the_summary_shows_the_state_inside_and_each_repetition_has_vectors_of_its_own():
+    block = layers.serial(layers.dense(3), layers.batch_norm())
+    for around in (lambda layer: layer, lambda layer: layers.policy(layer, compute_dtype=jnp.bfloat16)):
+        table = layers.summary(layers.serial(body=around(layers.spectral_norm(block))), jnp.zeros((1, 3)))
+        rows = [line.split() for line in table.splitlines()]
+        assert {row[0]: row[4] for row in rows if row[0].startswith("body")} == {
+            "body/dense_0": "0", "body/batch_norm_0": "6", "body": "3"
+        }  # fmt: skip
+    stack = layers.repeat(layers.spectral_norm(block), 2)
+    assert stack.init(KEY, jnp.zeros((1, 3)))[1]["block"]["spectral_norm"]["dense_0"]["kernel"][
+        "u"
+    ].shape == (2, 3)
+    model = layers.serial(layers.dense(3), layers.named("stack", layers.repeat(block, 2)))
+    message = (
+        r"^stack stacks the block/dense_0/kernel of all its repetitions in one array, which spectral_norm around it "
+        r"would take as one: wrap the block, not the stack, repeat\(spectral_norm\(block\), n\)"
+    )
+    with pytest.raises(LayerError, match=message):
+        layers.spectral_norm(model).init(KEY, jnp.zeros((1, 3)))
+    plain = layers.serial(layers.dense(3), layers.repeat(layers.layer_norm(), 2))
+    layers.spectral_norm(plain, names="kernel").init(
+        KEY, jnp.zeros((1, 3))
+    )  # nothing to normalise in the stack
 
 
 def test_a_kernel_of_zeros_stays_finite_and_keeps_the_vector():
@@ -191,6 +216,13 @@ X = jnp.zeros((2, 4))
             lambda: layers.spectral_norm(layers.relu).init(KEY, X),
             LayerError,
             r"spectral_norm finds no parameter called 'kernel' in relu, only \[\]",
+        ),
+        (
+            lambda: layers.spectral_norm(
+                layers.serial(spectral_norm=layers.batch_norm(), a=layers.dense(2))
+            ).init(KEY, X),
+            LayerError,
+            r"is around a layer that has a state called 'spectral_norm': one with names=\[...\] is enough",
         ),
         (
             lambda: layers.spectral_norm(layers.dense(3)).apply(

@@ -134,6 +134,28 @@ def test_a_network_a_mask_and_names():
     assert layer.name == net.name
 
 
+def test_a_layer_called_kernel_one_name_and_a_stack():
+    x = jnp.asarray(draw((2, 3)), jnp.float32)
+    layer = layers.weight_norm(layers.serial(kernel=layers.dense(3)), names="kernel", scale_init="norm")
+    params, _ = layer.init(KEY, x)
+    assert jax.tree.map(jnp.shape, params) == {
+        "kernel": {"bias": (3,), "kernel": {"direction": (3, 3), "scale": (3,)}}
+    }
+    bare = layers.serial(kernel=layers.dense(3))
+    want = bare.apply(bare.init(KEY, x)[0], {}, x, train=True)[0]
+    np.testing.assert_allclose(layer.apply(params, {}, x, train=True)[0], want, rtol=1e-5, atol=1e-6)
+    layers.repeat(layers.weight_norm(layers.dense(3)), 2).init(KEY, x)
+    with pytest.raises(
+        LayerError, match=r"^repeat stacks the block/kernel .* which weight_norm around it would take"
+    ):
+        layers.weight_norm(layers.repeat(layers.dense(3), 2)).init(KEY, x)
+    twice = layers.weight_norm(layers.serial(layers.weight_norm(layers.dense(3)), layers.dense(3)))
+    with pytest.raises(
+        LayerError, match="weight_norm is around a layer that normalises dense_0/kernel already"
+    ):
+        twice.init(KEY, x)
+
+
 def test_scales_drawn_at_random_differ():
     layer = layers.weight_norm(layers.serial(layers.dense(3), layers.dense(3)), scale_init=jax.random.normal)
     with jax.debug_key_reuse(True):

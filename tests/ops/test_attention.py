@@ -139,6 +139,20 @@ def test_a_query_that_may_see_nothing_gets_zero_and_gives_no_gradient(implementa
         assert np.asarray(a[1, 1], np.float32).any()
 
 
+@pytest.mark.parametrize("implementation", ["matmul", "xla"])
+def test_a_key_that_no_query_may_see_may_be_nan(implementation):
+    q, k, v = (jnp.asarray(a) for a in arrays(SHARED_HEADS))
+    mask = ops.padding_mask(jnp.asarray([4, 7]), 7) & (jnp.arange(5) > 0)[:, None]
+    nan, zero = (
+        ours_and_gradients(
+            ops.dot_product_attention, q, k.at[0, 4:].set(filler), v.at[0, 5].set(filler), mask=mask,
+            implementation=implementation,
+        )
+        for filler in (jnp.nan, 0)
+    )  # fmt: skip
+    jax.tree.map(np.testing.assert_array_equal, nan, zero)
+
+
 def test_half_precision_is_summed_in_float32():
     """Logits of 1.3e6 / √32 overflow float16, and 4096 equal weights are not summed by counting in bfloat16."""
     big = jnp.full((1, 2, 1, 32), 200, jnp.float16)

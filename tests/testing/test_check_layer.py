@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from nnkit import layers, testing
+from nnkit.testing import Report, Result
 from nnkit.testing import layer as checks
 from nnkit.types import Layer
 from tests.testing.wrong_layers import WRONG, layer, plain
@@ -116,8 +117,51 @@ def test_an_init_that_raises_ends_it():
     def init(key, x):
         raise TypeError("no such thing")
 
-    with pytest.raises(testing.ConformanceError, match="TypeError: no such thing"):
-        testing.check_layer(Layer(init, layers.identity.apply, "broken_"), X)
+    broken = Layer(init, layers.identity.apply, "broken_")
+    with pytest.raises(testing.ConformanceError, match="TypeError: no such thing") as caught:
+        testing.check_layer(broken, X)
+    assert len(caught.value.failures) == 1
+    assert "init raises: nothing else can be looked at" in str(caught.value)
+    with pytest.raises(TypeError, match="no such thing"):
+        checks.jit(broken, X)
+
+
+def test_a_number_looked_at_in_python_is_told():
+    with pytest.raises(testing.ConformanceError, match=r"likely +a traced number is looked at in Python"):
+        testing.check_layer(layers.stateless(lambda x: x if x.sum() > 0 else -x), X)
+
+
+@pytest.mark.parametrize(
+    ("made", "x"),
+    [
+        (layers.relu, jnp.zeros((3, 4))),
+        (layers.max_pool((2, 2)), jnp.ones((2, 4, 4, 2))),
+        (layers.gelu, X * 1e6),
+        (layers.layer_norm(), X * 1e-3),
+    ],
+    ids=["relu at 0", "a maximum of ties", "large", "small"],
+)
+def test_derivatives_are_taken_off_ties_and_at_any_scale(made, x):
+    for check in (checks.gradients, checks.forward_mode, checks.second_derivatives):
+        assert check(made, x).status == "passed"
+
+
+def test_integer_parameters():
+    made = plain(lambda x, w: x * w)
+    with_table = made._replace(init=lambda key, x: ({"w": jnp.ones(4, x.dtype), "table": jnp.arange(4)}, {}))
+    for check in (checks.extremes, checks.gradients, checks.dtypes):
+        assert check(with_table, X).status == "passed"
+
+
+def test_a_check_alone_says_what_it_did():
+    assert checks.jit(layers.relu, X).status == "passed"
+    alone = checks.mesh(layers.relu, X)
+    assert alone.status == "not applied"
+    assert "one device is visible" in alone.detail
+    ids = jnp.ones((3, 2), jnp.int32)
+    same = checks.examples(layers.embedding(4, 2), ids)
+    assert same.status == "not applied"
+    assert "the same integers" in same.detail
 
 
 def test_bad_arguments():
@@ -125,9 +169,13 @@ def test_bad_arguments():
         testing.check_layer(layers.relu, X, skip={"vmpa": "why"})
     with pytest.raises(ValueError, match="needs a reason in words, got ''"):
         testing.check_layer(layers.relu, X, skip={"vmap": ""})
-    with pytest.raises(testing.ConformanceError, match=r"pass a nnkit\.Layer"):
+    with pytest.raises(TypeError, match=r"takes a nnkit\.Layer first, got .*layers\.stateless\(f\)"):
         testing.check_layer(jnp.sin, X)
-    with pytest.raises(testing.ConformanceError, match=r"factory= and hyperparameters= go together"):
+    with pytest.raises(TypeError, match=r"got dict: write layers\.dense\(3\)"):
+        testing.check_layer({}, X)
+    with pytest.raises(ValueError, match="unknown check 'vmapp'; did you mean 'vmap'"):
+        Report("x", (Result("vmap", "passed", "", 0.0),)).status("vmapp")
+    with pytest.raises(TypeError, match=r"factory= and hyperparameters= go together"):
         testing.check_layer(layers.relu, X, factory=layers.dropout)
 
 

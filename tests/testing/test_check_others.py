@@ -148,7 +148,7 @@ OPTIMIZERS: list[tuple[str, str, Any, dict[str, Any], str]] = [
         "eps inside the root",
         optim.adam(1e-3, eps=0.0, eps_root=1e-8),
         {"reference": optax.adam(1e-3)},
-        r"equivalence: the two part at step 0\n  at        updates/",
+        r"reference: the two part at step 0\n  at        updates/",
     ),
     (
         "reference",
@@ -326,14 +326,6 @@ def test_a_wrong_schedule_is_caught(title, wrong, arguments, words):
     _caught(schedule_checks.CHECKS, title, words, wrong, **arguments)
 
 
-def test_a_schedule_that_is_traced_twice_is_caught():
-    subject = schedule_checks.ScheduleSubject(_halving)
-    subject.one_by_one  # noqa: B018 - fills it
-    subject.traces = 2
-    with pytest.raises(testing.ConformanceError, match="expected  1 trace\n  arrived   2 traces"):
-        schedule_checks.one_compilation.on(subject)
-
-
 def test_right_schedules_pass():
     report = testing.check_schedule(
         optim.warmup_cosine_decay_schedule(0.0, 0.3, 5, 100),
@@ -371,6 +363,26 @@ def _after(change: Any) -> Trainer:
 def _key_twice(ts, batch):
     noise = jax.random.normal(ts.key, batch[0].shape) + jax.random.uniform(ts.key, batch[0].shape)
     return RIGHT.step(ts, (batch[0] + noise, batch[1]))
+
+
+def _one_mask(ts, batch):
+    new, metrics = RIGHT.step(ts._replace(step=0 * ts.step), batch)
+    return new._replace(step=ts.step + 1), metrics
+
+
+def _evaluate_key_twice(ts, batch):
+    noise = jax.random.normal(ts.key, batch[0].shape) + jax.random.uniform(ts.key, batch[0].shape)
+    return RIGHT.evaluate(ts, (batch[0] + noise, batch[1]))
+
+
+def _evaluate_eager(ts, batch):
+    factor = 1.0 if isinstance(batch[0], jax.core.Tracer) else 1.1
+    return {k: v * factor for k, v in RIGHT.evaluate(ts, batch).items()}
+
+
+def _evaluate_dividing(ts, batch):
+    x, y = batch
+    return RIGHT.evaluate(ts, (x / jnp.linalg.norm(x, axis=1, keepdims=True), y))
 
 
 def _dividing(ts, batch):
@@ -450,6 +462,22 @@ TRAINERS: list[tuple[str, str, Trainer, str]] = [
         _with(evaluate=lambda ts, b: {"loss": jnp.ones(6)}),
         "return the mean over the examples",
     ),
+    (
+        "what is carried",
+        "old statistics",
+        _after(lambda o, n: n._replace(state=o.state)),
+        "state after two steps",
+    ),
+    (
+        "what is carried",
+        "old moments",
+        _after(lambda o, n: n._replace(opt_state=o.opt_state)),
+        "the step returns the opt_state it got",
+    ),
+    ("randomness", "one mask for ever", _with(step=_one_mask), "one dropout mask for ever"),
+    ("key reuse", "evaluate", _with(evaluate=_evaluate_key_twice), "evaluate uses a key twice"),
+    ("jit", "evaluate", _with(evaluate=_evaluate_eager), r"jit\(evaluate\) differs"),
+    ("extremes", "evaluate", _with(evaluate=_evaluate_dividing), "evaluate on inputs of zeros"),
     ("purity", "a counter", _with(step=_counted), "called again"),
     ("key reuse", "a key twice", _with(step=_key_twice), "a step uses a key twice"),
     ("jit", "a counter", _with(step=_counted), r"jit\(step\) differs"),
@@ -495,7 +523,7 @@ def test_every_check_has_something_wrong():
     for suite, table in (
         (optimizer_checks, OPTIMIZERS),
         (loss_checks, LOSSES),
-        (schedule_checks, [*SCHEDULES, ("one compilation",)]),
+        (schedule_checks, SCHEDULES),
         (trainer_checks, [*TRAINERS, ("mesh",)]),
     ):
         assert {check.title for check in suite.CHECKS} == {row[0] for row in table}
@@ -506,11 +534,13 @@ def test_arguments_that_go_together():
         (testing.check_optimizer, (optim.sgd(0.1),)),
         (testing.check_schedule, (_halving,)),
     ):
-        with pytest.raises(testing.ConformanceError, match="factory= and hyperparameters= go together"):
+        with pytest.raises(TypeError, match="factory= and hyperparameters= go together"):
             check(*arguments, factory=optim.sgd)
-    with pytest.raises(testing.ConformanceError, match="predictions= and targets= go together"):
+    with pytest.raises(TypeError, match=r"predictions is one array, got tuple"):
+        testing.check_loss(_squares, (jnp.ones(2), jnp.ones(2)), jnp.ones(2))
+    with pytest.raises(TypeError, match="predictions= and targets= go together"):
         testing.check_loss(_squares, jnp.ones((2, 1)))
-    with pytest.raises(testing.ConformanceError, match=r"pass a nnkit\.Trainer"):
+    with pytest.raises(TypeError, match=r"pass a nnkit\.Trainer"):
         testing.check_trainer(MODEL, BATCH)
-    with pytest.raises(testing.ConformanceError, match="params= needs grads="):
+    with pytest.raises(TypeError, match="params= needs grads="):
         testing.check_optimizer(optim.sgd(0.1), params={"w": jnp.ones(2)})

@@ -160,3 +160,26 @@ def test_a_batch_norm_of_another_momentum_is_told_by_its_state():
     testing.assert_equivalent(ours, theirs(0.99), start, xs, rtol=1e-5)
     with pytest.raises(testing.EquivalenceError, match="at        state/"):
         testing.assert_equivalent(ours, theirs(0.9), start, xs, rtol=1e-5)
+
+
+def test_no_inputs_are_refused():
+    ours = testing.of_transformation(optim.sgd(0.1))
+    for inputs in (0, []):
+        with pytest.raises(ValueError, match="inputs= has no step to compare"):
+            testing.assert_equivalent(ours, ours, inputs=inputs)
+
+
+def test_complex_numbers_and_keys_are_compared():
+    def steps(factor, seed):
+        z = jnp.array([1 + 2j, 3 - 4j]) * jnp.asarray(factor, jnp.complex64)
+        return testing.Steps(lambda start: 0, lambda carry, x: (0, {"z": z, "key": jax.random.key(seed)}))
+
+    assert testing.assert_equivalent(steps(1, 0), steps(1, 0), inputs=1).ulps == 0
+    near = testing.assert_equivalent(steps(1 + 2**-20, 0), steps(1, 0), inputs=1, rtol=1e-5)
+    assert 0 < near.relative < 2e-6
+    with pytest.raises(testing.EquivalenceError, match="at        z"):
+        testing.assert_equivalent(steps(1 + 2**-20, 0), steps(1, 0), inputs=1)
+    with pytest.raises(testing.EquivalenceError, match="at        key"):
+        testing.assert_equivalent(steps(1, 1), steps(1, 0), inputs=1)
+    ignored = lambda _: [np.array(False), np.array([False, True])]
+    testing.assert_equivalent(steps([1, 1.1], 0), steps(1, 0), inputs=1, ignore=ignored)

@@ -114,6 +114,28 @@ def _cube(x):
 _cube.defjvp(lambda p, t: (p[0] ** 3, 3 * jax.lax.stop_gradient(p[0]) ** 2 * t[0]))
 
 
+@jax.custom_jvp
+def _product(a, b):
+    return a * b
+
+
+# Right at first order and along each argument alone; the mixed second derivative is 0 in place of 1.
+_product.defjvp(
+    lambda p, t: (p[0] * p[1], jax.lax.stop_gradient(p[1]) * t[0] + jax.lax.stop_gradient(p[0]) * t[1])
+)
+
+
+def _other_constant(params, state, x, *, key=None, train):
+    return x * params["w"] * _BY_MODE[train].astype(x.dtype), state
+
+
+_BY_MODE = {True: jnp.ones(4), False: jnp.array([1.0, 1.0, 1.0, jnp.nan])}
+
+
+def _own_key(key, x):
+    return {"w": jax.random.normal(jax.random.key(3), (4,), x.dtype)}, {}
+
+
 @jax.custom_vjp
 def _sine(x):
     return jnp.sin(x)
@@ -266,6 +288,7 @@ WRONG: list[tuple[str, str, Layer, dict[str, Any], str]] = [
         {},
         r"init of a ShapeDtypeStruct differs\n  at        0/w\[0\]",
     ),
+    ("init", "a key of its own", layer(_good, _own_key), {}, r"init with two keys\n  at        params/w\n"),
     ("init", "init counts its calls", layer(_good, _by_clock), {}, "to the bit"),
     (
         "readable paths",
@@ -430,6 +453,34 @@ WRONG: list[tuple[str, str, Layer, dict[str, Any], str]] = [
         r"expected  a leading axis of 6\n  arrived   shape \(4,\)",
     ),
     (
+        "independence of examples",
+        "the last enters the others",
+        plain(lambda x, w: x * w + x[-1:] * (jnp.arange(x.shape[0]) == 1)[:, None].astype(x.dtype)),
+        {},
+        r"after the last was exchanged, differs\n  at        y\[:-1\]",
+    ),
+    (
+        "independence of examples",
+        "the batch's size",
+        plain(lambda x, w: x * w / x.shape[0]),
+        {},
+        "the size of the batch or an example's place in it",
+    ),
+    (
+        "independence of examples",
+        "the place in the batch",
+        plain(lambda x, w: x * w * jnp.arange(1, x.shape[0] + 1, dtype=x.dtype)[:, None]),
+        {},
+        "without the first, differs",
+    ),
+    (
+        "extremes",
+        "a constant of one mode",
+        layer(_other_constant),
+        {},
+        "with train=False\n  at        ",
+    ),
+    (
         "extremes",
         "the root's slope at 0",
         plain(lambda x, w: jnp.sqrt(jnp.sum(x * x * w, -1, keepdims=True))),
@@ -471,6 +522,13 @@ WRONG: list[tuple[str, str, Layer, dict[str, Any], str]] = [
         plain(lambda x, w: _cube(x) * w),
         {},
         "differentiate the rule by hand too",
+    ),
+    (
+        "second derivatives",
+        "stopped between two leaves",
+        plain(lambda x, w: _product(x, jnp.broadcast_to(w, x.shape))),
+        {},
+        r"direction of all leaves differs .*\n  at        all leaves at once",
     ),
     (
         "hyper-parameters",

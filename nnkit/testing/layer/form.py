@@ -8,8 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from nnkit.testing.compare import check_form, check_same_bits
+from nnkit.testing.compare import check_form, check_same_bits, show
 from nnkit.testing.layer.subject import LayerSubject
 from nnkit.testing.report import NotApplicable, check, fail
 from nnkit.testing.trees import is_float, map_floats, specs_of
@@ -84,7 +85,10 @@ def paths(s: LayerSubject) -> None:
 
 @layer_check("init")
 def init(s: LayerSubject) -> None:
-    """``init`` gives the same bits for an array, for its ``ShapeDtypeStruct`` and for other values."""
+    """``init`` gives the same bits for an array, for its ``ShapeDtypeStruct`` and for other values.
+
+    Another key gives other parameters.
+    """
     likely = "init reads the values of x: it may look at x.shape and x.dtype only"
     for what, x in (
         ("init of a ShapeDtypeStruct", specs_of(s.x)),
@@ -98,8 +102,27 @@ def init(s: LayerSubject) -> None:
             s.layer.init(jax.random.key(0), x),
             "init draws from something beside its key" if again else likely,
         )
+    other = flatten(s.layer.init(jax.random.key(1), s.x)[0])
+    for path, leaf in flatten(s.initial[0]).items():
+        if is_float(leaf) and _drawn(np.asarray(leaf)) and np.array_equal(leaf, other[path]):
+            fail(
+                "init with two keys",
+                expected="other numbers for another key",
+                arrived=f"the same: {show(leaf, 3)}",
+                path=f"params/{path}",
+                likely="init draws from a key of its own, or from numpy: draw from the key it gets; a table that is "
+                "meant to be constant belongs into the state",
+            )
     specs = jax.eval_shape(s.layer.init, jax.random.key(0), s.x)
     check_form("what init returns", specs, s.initial, "init does other things when it is traced")
+
+
+def _drawn(numbers: np.ndarray) -> bool:
+    """Whether a leaf looks drawn: most numbers differ, and they do not rise or fall as arange's and logspace's do."""
+    flat = numbers.astype(np.float64).reshape(-1)
+    steps = np.diff(flat)
+    ordered = bool((steps >= 0).all() or (steps <= 0).all())
+    return flat.size > 2 and not ordered and np.unique(flat).size > flat.size / 2
 
 
 @layer_check("shapes as eval_shape says")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnkit.testing.compare import check_same_bits
+from nnkit.testing.compare import check_close, check_same_bits
 from nnkit.testing.layer.subject import LayerSubject, floats_of, with_floats
 from nnkit.testing.report import NotApplicable, check, fail
 from nnkit.testing.shared import EXTREMES, FAST, check_no_nan, extreme
@@ -75,22 +75,20 @@ def _weights(y: Any) -> Any:
 
 @layer_check("independence of examples")
 def examples(s: LayerSubject) -> str:
-    """Another first example leaves the outputs of the others as they are, to the bit."""
+    """Another first or last example leaves the outputs of the others as they are, to the bit.
+
+    At test time the batch without its first example gives what it gave in it, where the layer takes one.
+    """
     batch = batch_of(s.x)
     if batch is None or batch < 2:
         raise NotApplicable(f"the batch has {batch or 'no axis and so no'} example(s): pass two or more")
     looked_at = [train for train in (True, False) if not (train and s.mixes_batch)]
-
-    def exchange(a: Any) -> Any:
-        if not same_batch(a, batch):
-            return a
-        last = 2 * a[-1] + 1 if is_float(a) else a[-1]
-        return a.at[0].set(last)
-
-    x = jax.tree.map(exchange, s.x)
+    others = {0: slice(1, None), -1: slice(None, -1)}
+    exchanged = {at: _exchange(s.x, batch, at) for at in others}
+    if all(x is None for x in exchanged.values()):
+        raise NotApplicable("all examples are the same integers: pass an x whose rows differ")
     for train in looked_at:
-        run = s.compiled(train)
-        before, after = (run(s.params, s.state, inputs, s.key)["y"] for inputs in (s.x, x))
+        before = s.jitted(train)["y"]
         for leaf in jax.tree.leaves(before):
             if not same_batch(leaf, batch):
                 fail(
@@ -100,12 +98,66 @@ def examples(s: LayerSubject) -> str:
                     path="y",
                     likely="the batch axis was summed over or moved; skip this check if that is meant",
                 )
-        others = [jax.tree.map(lambda a: a[1:], y) for y in (before, after)]
-        check_same_bits(
-            f"the output of the other examples with train={train}, after the first was exchanged,",
-            {"y[1:]": others[0]},
-            {"y[1:]": others[1]},
-            "a mean, a maximum or a normalisation runs over the batch axis"
-            + (": pass mixes_batch=True if training is meant to" if train else ", at test time too"),
-        )
-    return "at test time" if len(looked_at) == 1 else ""
+        for at, x in exchanged.items():
+            if x is None:
+                continue
+            after = s.compiled(train)(s.params, s.state, x, s.key)["y"]
+            name, which = ("y[:-1]", "last") if at else ("y[1:]", "first")
+            left, right = (jax.tree.map(lambda a, kept=others[at]: a[kept], y) for y in (before, after))
+            check_same_bits(
+                f"the output of the other examples with train={train}, after the {which} was exchanged,",
+                {name: left},
+                {name: right},
+                "a mean, a maximum or a normalisation runs over the batch axis"
+                + (": pass mixes_batch=True if training is meant to" if train else ", at test time too"),
+            )
+    remarks = ["at test time"] if len(looked_at) == 1 else []
+    return ", ".join(remarks if _check_smaller(s, batch) else [*remarks, "of this batch size alone"])
+
+
+def _of_examples(a: Any, batch: int) -> bool:
+    """Whether a leaf has a row for each example; a square one may be a mask of steps against steps."""
+    return same_batch(a, batch) and a.shape[:2] != (batch, batch)
+
+
+def _exchange(x: Any, batch: int, at: int) -> Any:
+    """``x`` with other numbers in one example, or None where there are none to take."""
+    changed = False
+
+    def exchange(a: Any) -> Any:
+        nonlocal changed
+        if is_float(a) and same_batch(a, batch):
+            changed = True
+            return a.at[at].set(2 * a[-1 - at] + 1)
+        if _of_examples(a, batch) and jnp.issubdtype(a.dtype, jnp.integer):
+            rows = np.asarray(a)
+            differs = np.flatnonzero((rows != rows[at]).reshape(batch, -1).any(1))
+            changed = changed or differs.size > 0
+            return a.at[at].set(a[int(differs[0])]) if differs.size else a
+        return a
+
+    exchanged = jax.tree.map(exchange, x)
+    return exchanged if changed else None
+
+
+def _check_smaller(s: LayerSubject, batch: int) -> bool:
+    """The batch without its first example, at test time; False where the layer does not take one example less."""
+    if any(same_batch(a, batch) and not _of_examples(a, batch) for a in jax.tree.leaves(s.x)[1:]):
+        return False
+    x = jax.tree.map(lambda a: a[1:] if same_batch(a, batch) else a, s.x)
+    run = partial(s.call, train=False)
+    try:
+        found = jax.eval_shape(run, s.params, s.state, x, s.key)["y"]
+    except Exception:  # a mask or a cache may be of one size of batch
+        return False
+    expected = jax.tree.map(lambda a: a[1:], s.jitted(False)["y"])
+    if [a.shape for a in jax.tree.leaves(found)] != [a.shape for a in jax.tree.leaves(expected)]:
+        return False
+    check_close(
+        "the output of the other examples with train=False, without the first,",
+        {"y[1:]": expected},
+        {"y[1:]": jax.jit(run, compiler_options=FAST)(s.params, s.state, x, s.key)["y"]},
+        "the size of the batch or an example's place in it enters: a division by x.shape[0], jnp.arange(x.shape[0])",
+        rtol=s.rtol,
+    )
+    return True

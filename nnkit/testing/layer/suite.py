@@ -69,7 +69,8 @@ def check_layer(
 
     Raises:
       ConformanceError: with every check that failed: what was expected, what arrived, where, and
-        the likely cause.
+        the likely cause. Where ``init`` raises it is all that is told.
+      TypeError: what is no Layer, or one of ``factory`` and ``hyperparameters`` without the other.
 
     >>> from nnkit import testing
     >>> report = testing.check_layer(layers.dense(2), jnp.linspace(-1, 1, 6).reshape(2, 3))
