@@ -31,7 +31,9 @@ def main(only: list[str]) -> int:
     wrong, rows = [], [row for row in LAYERS if not only or row.name in only]
     for row in rows:
         try:
-            mesh(row.layer, row.x, random=row.random, mixes_batch=row.mixes_batch)
+            result = mesh(row.layer, row.x, random=row.random, mixes_batch=row.mixes_batch)
+            if result.status != "passed":
+                wrong.append(f"{row.name}: {result}")
         except ConformanceError as error:
             wrong.append(f"{row.name}: {error}")
     trainer_mesh(RIGHT, BATCH)
