@@ -173,21 +173,20 @@ def run(config: Config) -> dict[str, Any]:
     )
     name = config.name or f"text-{config.model}-seed{config.seed}"
     folder = train.create_run(config.runs / name, config, seed=config.seed, overwrite=config.overwrite)
-    rows: list[dict[str, Any]] = []
 
-    def record(ts: Any, row: dict[str, Any]) -> None:
-        rows.append({**row, "val_bits": row["val_loss"] / math.log(2)})
-        train.write_metrics(folder, rows)
+    def bits(event: str, view: train.View) -> dict[str, float] | None:
+        return {"val_bits": view.metrics["val_loss"] / math.log(2)} if event == "epoch" else None
 
     started = time.perf_counter()
-    ts, _ = train.fit(
+    ts, rows = train.fit(
         trainer,
         train_set,
         epochs=config.epochs,
         key=jax.random.key(config.seed),
         batch_size=config.batch_size,
         validation=validation_set,
-        on_epoch=record,
+        callbacks=bits,
+        run_dir=folder,
     )
     seconds = time.perf_counter() - started
     train.save_tree(folder / "model.npz", {"params": ts.params, "state": ts.state})

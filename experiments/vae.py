@@ -162,16 +162,10 @@ def run(config: Config) -> dict[str, float]:
     )
     name = config.name or f"vae-{config.dataset.replace('/', '-')}-seed{config.seed}"
     folder = train.create_run(config.runs / name, config, seed=config.seed, overwrite=config.overwrite)
-    rows: list[dict[str, Any]] = []
-
-    def record(ts: Any, row: dict[str, Any]) -> None:
-        rows.append(row)
-        train.write_metrics(folder, rows)
-
     started = time.perf_counter()
-    ts, _ = train.fit(
+    ts, rows = train.fit(
         trainer, x, epochs=epochs, key=jax.random.key(config.seed),
-        batch_size=config.batch_size, validation=x_test, on_epoch=record,
+        batch_size=config.batch_size, validation=x_test, run_dir=folder,
     )  # fmt: skip
     seconds = time.perf_counter() - started
     estimate = jax.jit(lambda params, x, key: log_likelihood(nets, params, x, key, config.samples))

@@ -127,6 +127,8 @@ class TrainState(NamedTuple):
       opt_state: the optimizer's state.
       key: the run's root key. It never changes: the key of step ``n`` is ``fold_in(key, n)``.
       step: how many steps were taken, an int32 scalar.
+      stopping: what early stopping remembers from epoch to epoch, the best parameters among it; ()
+        without early stopping. Steps hand it on as it is.
     """
 
     params: Params
@@ -134,6 +136,7 @@ class TrainState(NamedTuple):
     opt_state: PyTree
     key: Array
     step: Array
+    stopping: PyTree = ()
 
 
 class TrainerInitFn(Protocol):
@@ -173,12 +176,15 @@ class Trainer(NamedTuple):
       evaluate: see :class:`EvaluateFn`.
       check: what a training loop calls on the host before it starts, since compiled code cannot
         raise: whether the values of the targets suit the loss.
+      skipping: the step that leaves everything but ``step`` as it was where the loss or a gradient is
+        not finite, and says so in the metric ``skipped`` (0 or 1); None where the trainer has none.
     """
 
     init: TrainerInitFn
     step: StepFn
     evaluate: EvaluateFn
     check: CheckFn = _accept
+    skipping: StepFn | None = None
 
 
 class Objective(Protocol):

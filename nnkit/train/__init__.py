@@ -1,8 +1,17 @@
 """From a model, a loss and an optimizer to a trained network and a record of how it got there."""
 
+from nnkit.train.averaging import AveragedState, average_params, averaged, reestimate
+from nnkit.train.checkpoints import Checkpoint, CheckpointError, Checkpoints, restore
 from nnkit.train.epochs import run_epoch, train_steps
 from nnkit.train.evaluate import evaluate, predict
+from nnkit.train.events import View
+from nnkit.train.explain import Report, Statistics, explain
+from nnkit.train.finite import chunk_is_finite, scaled
 from nnkit.train.fit import fit
+from nnkit.train.guard import BadStep, NotFiniteError, find_step
+from nnkit.train.objective import supervised
+from nnkit.train.records import append_records, cut_records, read_records
+from nnkit.train.run import run
 from nnkit.train.runs import (
     create_run,
     read_config,
@@ -12,20 +21,49 @@ from nnkit.train.runs import (
     write_result,
 )
 from nnkit.train.saving import DamagedFileError, load_tree, save_tree
-from nnkit.train.trainer import supervised, trainer
+from nnkit.train.skipping import skip_nonfinite
+from nnkit.train.stopping import EarlyStopping, Stopping, early_stopping
+from nnkit.train.streaming import Streaming
+from nnkit.train.trainer import trainer
 
 __all__ = [
+    "AveragedState",
+    "BadStep",
+    "Checkpoint",
+    "CheckpointError",
+    "Checkpoints",
     "DamagedFileError",
+    "EarlyStopping",
+    "NotFiniteError",
+    "Report",
+    "Statistics",
+    "Stopping",
+    "Streaming",
+    "View",
+    "append_records",
+    "average_params",
+    "averaged",
+    "chunk_is_finite",
     "create_run",
+    "cut_records",
+    "early_stopping",
     "evaluate",
+    "explain",
+    "find_step",
     "fit",
     "load_tree",
     "predict",
     "read_config",
     "read_metrics",
+    "read_records",
     "read_result",
+    "reestimate",
+    "restore",
+    "run",
     "run_epoch",
     "save_tree",
+    "scaled",
+    "skip_nonfinite",
     "supervised",
     "train_steps",
     "trainer",

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
-from nnkit.data import shuffled_indices
-from nnkit.train.preflight import number_of_examples
+from nnkit.train.feed import Chunk, Resident
+from nnkit.train.finite import chunk_is_finite, scaled
 from nnkit.types import PyTree, Trainer, TrainState
 
-__all__ = ["STEPS_PER_CALL", "run_epoch", "take", "train_steps"]
+__all__ = ["STEPS_PER_CALL", "Means", "dispatch", "run_epoch", "take", "train_steps"]
 
 STEPS_PER_CALL = 100
 """Steps in one dispatch. Longer is not faster (measured), and progress would be seen less often."""
-
-_shuffle = jax.jit(shuffled_indices, static_argnums=2)
 
 
 def run_epoch(
@@ -57,60 +55,68 @@ def run_epoch(
     >>> int(ts.step), sorted(means)
     (3, ['loss'])
     """
-    n = number_of_examples(arrays)
-    full, tail = divmod(n, batch_size)
-    tail = 0 if drop_last else tail
-    steps, capacity = full + (tail > 0), min(steps_per_call, full)
-    epoch, at = divmod(int(ts.step), steps)
-    order = _shuffle(ts.key, jnp.int32(epoch), n) if shuffle else jnp.arange(n, dtype=jnp.int32)
-    program = _fastest(next(iter(ts.key.devices())).platform)
-    seen: list[_Chunk] = []
-    while at < steps:
-        is_full = at < full
-        count = min(capacity, full - at) if is_full else 1
-        size = batch_size if is_full else tail
-        ts, metrics = program(
-            trainer,
-            ts,
-            arrays,
-            order,
-            jnp.int32(at * batch_size),
-            jnp.int32(count),
-            batch_size=size,
-            capacity=capacity if is_full else 1,
-        )
-        seen.append(_Chunk(size, count, metrics))
-        at += count
-        if on_chunk is not None and len(seen) > 1:
-            on_chunk(seen[-2].steps, seen[-2].loss())  # the one before, so that the device is never idle
-    if on_chunk is not None:
-        on_chunk(seen[-1].steps, seen[-1].loss())
-    return ts, _means(seen)
+    feed = Resident(arrays, batch_size, shuffle=shuffle, drop_last=drop_last, steps_per_call=steps_per_call)
+    epoch, at = divmod(int(ts.step), feed.steps)
+    means = Means()
+    waiting: tuple[Chunk, dict[str, Array]] | None = None
+
+    def settle() -> None:
+        if waiting is not None:
+            loss = means.add(*waiting)
+            if on_chunk is not None:
+                on_chunk(waiting[0].steps, loss)
+
+    for chunk in feed.chunks(ts.key, epoch, at):
+        ts, metrics, _ = dispatch(trainer, ts, chunk)
+        settle()  # of the one before, so that the device is never idle
+        waiting = chunk, metrics
+    settle()
+    return ts, means.values()
 
 
-class _Chunk(NamedTuple):
-    """What a dispatch returned: metrics of shape (capacity,), the first ``steps`` of them filled."""
+class Means:
+    """Means of metrics over the examples of an epoch, as if they were added up one step after another.
 
-    batch_size: int
-    steps: int
-    metrics: dict[str, Array]
+    They do not depend on how steps were cut into chunks, to the last bit, nor on where a run was saved
+    and taken up again: :attr:`sums` is all that there is to know. A step that was skipped (metric
+    ``skipped``) has no part in the means, and ``skipped`` itself is a count.
+    """
 
-    def loss(self) -> float:
-        return float(np.mean(np.asarray(self.metrics["loss"])[: self.steps]))
+    def __init__(self, sums: Mapping[str, float] | None = None):
+        self.sums: dict[str, float] = dict(sums or {})
+
+    def add(self, chunk: Chunk, metrics: Mapping[str, Any]) -> float:
+        """Takes in a chunk's metrics, arrays of (capacity,), and returns the mean of its losses."""
+        found = {name: np.asarray(m)[: chunk.steps] for name, m in jax.device_get(metrics).items()}
+        skipped = found.get("skipped")
+        taken = np.ones(chunk.steps, bool) if skipped is None else np.asarray(skipped) == 0
+        for name, values in found.items():
+            if name == "skipped":
+                self._add(name, values)
+            else:
+                self._add(name, chunk.batch_size * values[taken].astype(np.float64))
+        self._add(_EXAMPLES, np.full(int(taken.sum()), chunk.batch_size))
+        losses = found["loss"][taken].astype(np.float64)
+        return float(losses.mean()) if len(losses) else float("nan")
+
+    def _add(self, name: str, values: np.ndarray) -> None:
+        # accumulate adds from left to right; sum would add in pairs, differently for each length.
+        row = np.concatenate([[self.sums.get(name, 0.0)], values])
+        self.sums[name] = float(np.add.accumulate(row, dtype=np.float64)[-1])
+
+    def values(self) -> dict[str, float]:
+        """The means so far."""
+        examples = self.sums.get(_EXAMPLES, 0.0)
+        names = [name for name in self.sums if name != _EXAMPLES]
+        return {name: self._value(name, examples) for name in names}
+
+    def _value(self, name: str, examples: float) -> float:
+        if name == "skipped":
+            return self.sums[name]
+        return self.sums[name] / examples if examples else float("nan")
 
 
-def _means(seen: list[_Chunk]) -> dict[str, float]:
-    """Means over examples: each step's metrics weigh as many as its batch had."""
-    fetched = jax.device_get([chunk.metrics for chunk in seen])
-    examples = sum(chunk.batch_size * chunk.steps for chunk in seen)
-
-    def mean(name: str) -> float:
-        total = 0.0
-        for chunk, metrics in zip(seen, fetched, strict=True):
-            total += chunk.batch_size * float(np.sum(metrics[name][: chunk.steps], dtype=np.float64))
-        return total / examples
-
-    return {name: mean(name) for name in fetched[0]}
+_EXAMPLES = " examples"  # a space keeps it apart from a metric's name
 
 
 def take(arrays: PyTree, rows: Int[Array, " batch"]) -> PyTree:
@@ -122,7 +128,7 @@ def _train_steps(
     trainer: Trainer,
     ts: TrainState,
     arrays: PyTree,
-    order: Int[Array, " n"],
+    order: Int[Array, " n"] | None,
     offset: Int[Array, ""],
     count: Int[Array, ""],
     *,
@@ -139,8 +145,8 @@ def _train_steps(
       trainer: whose ``step`` is taken.
       ts: the state; its buffers are donated, that is, given up.
       arrays: the data, a pytree of arrays with one leading axis.
-      order: indices of examples.
-      offset: where in ``order`` the first batch starts.
+      order: indices of examples; None for the examples as they lie.
+      offset: where in ``order``, or in the arrays, the first batch starts.
       count: how many steps, at most ``capacity``.
       batch_size: examples in a batch.
       capacity: how many steps the returned arrays have room for.
@@ -151,8 +157,10 @@ def _train_steps(
     """
 
     def batch_at(i: Any) -> Any:
-        rows = jax.lax.dynamic_slice_in_dim(order, offset + i * batch_size, batch_size)
-        return take(arrays, rows)
+        start = offset + i * batch_size
+        if order is None:
+            return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, batch_size), arrays)
+        return take(arrays, jax.lax.dynamic_slice_in_dim(order, start, batch_size))
 
     shapes = jax.eval_shape(lambda ts: trainer.step(ts, batch_at(0))[1], ts)
     room = jax.tree.map(lambda m: jnp.zeros((capacity, *m.shape), m.dtype), shapes)
@@ -165,19 +173,60 @@ def _train_steps(
     return jax.lax.fori_loop(0, count, body, (ts, room))
 
 
-_jit = functools.partial(
-    jax.jit, static_argnames=("trainer", "batch_size", "capacity"), donate_argnames=("ts",)
-)
-train_steps = _jit(_train_steps)
+_STATIC = ("trainer", "batch_size", "capacity")
+train_steps = jax.jit(_train_steps, static_argnames=_STATIC, donate_argnames=("ts",))
+
+
+def _chunk(
+    trainer: Trainer,
+    ts: TrainState,
+    arrays: PyTree,
+    order: Any,
+    offset: Any,
+    count: Any,
+    rate_scale: Any,
+    *,
+    batch_size: int,
+    capacity: int,
+) -> tuple[TrainState, dict[str, Array], Bool[Array, ""]]:
+    if rate_scale is not None:
+        trainer = scaled(trainer, rate_scale)
+    ts, metrics = _train_steps(
+        trainer, ts, arrays, order, offset, count, batch_size=batch_size, capacity=capacity
+    )
+    return ts, metrics, chunk_is_finite(ts, metrics)
+
+
+def dispatch(
+    trainer: Trainer, ts: TrainState, chunk: Chunk, *, rate_scale: float | None = None
+) -> tuple[TrainState, dict[str, Array], Bool[Array, ""]]:
+    """Starts a chunk's steps; what it returns is not yet computed when it returns.
+
+    Returns:
+      The state, the metrics as :func:`train_steps` gives them, and whether they and the parameters at the
+      end are finite, see :func:`nnkit.train.finite.chunk_is_finite`.
+    """
+    program = _fastest(next(iter(ts.key.devices())).platform)
+    return program(
+        trainer,
+        ts,
+        chunk.arrays,
+        chunk.order,
+        jnp.int32(chunk.offset),
+        jnp.int32(chunk.steps),
+        None if rate_scale is None else jnp.float32(rate_scale),
+        batch_size=chunk.batch_size,
+        capacity=chunk.capacity,
+    )
 
 
 @functools.cache
-def _fastest(platform: str) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
-    """:func:`train_steps` with the compiler options that suit a platform.
+def _fastest(platform: str) -> Callable[..., Any]:
+    """The program of a chunk with the compiler options that suit a platform.
 
     On a CPU XLA keeps to vectors of 256 bits unless asked; AVX-512's are twice as long (an epoch of
     ``benchmarks.epoch`` takes 0.93 of the time), and a CPU without them is not affected. Options bind
     only a program of its own, so ``train_steps``, which may be called within another, has none.
     """
-    wide = {"xla_cpu_prefer_vector_width": 512}
-    return _jit(_train_steps, compiler_options=wide) if platform == "cpu" else train_steps
+    wide = {"xla_cpu_prefer_vector_width": 512} if platform == "cpu" else None
+    return jax.jit(_chunk, static_argnames=_STATIC, donate_argnames=("ts",), compiler_options=wide)

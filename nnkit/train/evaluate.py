@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nnkit.data import Source
+from nnkit.train.evaluate_source import evaluate_source, metrics_of
 from nnkit.train.preflight import checked_batch_size, checked_data, number_of_examples, specs
 from nnkit.types import Array, Layer, Params, PyTree, State, Trainer, TrainState
 
@@ -24,8 +26,9 @@ def evaluate(trainer: Trainer, ts: TrainState, data: Any, *, batch_size: int = 1
     Args:
       trainer: whose ``evaluate`` is used.
       ts: the state; it is not changed.
-      data: a dataset or a pytree of arrays with one leading axis, batched as in training.
-      batch_size: examples at a time.
+      data: a dataset or a pytree of arrays with one leading axis, batched as in training; or a
+        ``data.Source``, read as it is needed.
+      batch_size: examples at a time; a source has its own.
 
     >>> trainer = train.trainer(layers.dense(1), losses.mean_squared_error, optim.sgd(0.1))
     >>> ts = trainer.init(jax.random.key(0), jnp.zeros((1, 2)))
@@ -33,6 +36,8 @@ def evaluate(trainer: Trainer, ts: TrainState, data: Any, *, batch_size: int = 1
     >>> sorted(metrics)
     ['loss']
     """
+    if isinstance(data, Source):
+        return evaluate_source(trainer, ts, data)
     arrays = checked_data(trainer, ts, data, "the data")
     return evaluate_arrays(trainer, ts, jax.tree.map(jnp.asarray, arrays), batch_size=batch_size)
 
@@ -50,10 +55,7 @@ def _evaluate(trainer: Trainer, ts: TrainState, arrays: PyTree, *, batch_size: i
     n = number_of_examples(arrays)
     full, tail = divmod(n, batch_size)
 
-    def on(i: Any, batch: PyTree) -> dict[str, Array]:
-        # Each batch draws numbers of its own, where evaluation draws any.
-        found = trainer.evaluate(ts._replace(key=jax.random.fold_in(ts.key, i)), batch)
-        return jax.tree.map(lambda m: m.astype(_wide(m.dtype)), found)
+    on = partial(metrics_of, trainer, ts)
 
     def total(i: Any, sums: dict[str, Array]) -> dict[str, Array]:
         return jax.tree.map(
@@ -66,11 +68,6 @@ def _evaluate(trainer: Trainer, ts: TrainState, arrays: PyTree, *, batch_size: i
         rest = on(full, jax.tree.map(lambda a: a[full * batch_size :], arrays))
         sums = jax.tree.map(lambda s, m: s + m * tail, sums, rest)
     return jax.tree.map(lambda s: s / n, sums)
-
-
-def _wide(dtype: Any) -> Any:
-    """The dtype to add up in: float32 for bools, integers and half precision."""
-    return dtype if dtype == jnp.float64 else jnp.float32
 
 
 def rows_of(arrays: PyTree, start: Any, count: int) -> PyTree:

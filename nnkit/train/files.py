@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["check_writable", "is_leftover", "remove_leftovers", "write_atomically"]
+__all__ = ["check_writable", "is_leftover", "remove_leftovers", "sync_folder", "write_atomically"]
 
 _PREFIX, _SUFFIX = ".nnkit-", ".tmp"
 
@@ -60,7 +60,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[Bi
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 def check_writable(folder: str | os.PathLike[str]) -> None:
@@ -118,7 +118,8 @@ def _not_a_folder(folder: Path, what: str) -> OSError:
     return FileNotFoundError(f"{what}: the folder {str(folder)!r} does not exist; make it first")
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Waits until the disk has the names of the files in ``folder``."""
     if os.name == "nt":  # Windows opens no folders, and journals the new name by itself.
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -2,84 +2,121 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterable, Mapping
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from nnkit.checks import check_key
-from nnkit.data import check_batch_size
-from nnkit.optim import report
-from nnkit.train.epochs import STEPS_PER_CALL, run_epoch
-from nnkit.train.evaluate import evaluate_arrays
-from nnkit.train.preflight import (
-    arrays_of,
-    check_monitored,
-    check_steps,
-    check_suited,
-    checked_data,
-    number_of_examples,
-    whole,
-)
+from nnkit.checks import check_key, unknown_name
+from nnkit.train import stopping as early
+from nnkit.train.epochs import STEPS_PER_CALL
+from nnkit.train.events import Callback, check_callbacks
+from nnkit.train.interrupt import Wish, interruptible
+from nnkit.train.journal import Journal, open_folder
+from nnkit.train.loop import Loop, Plan
+from nnkit.train.position import Position, program_digest
+from nnkit.train.preflight import check_monitored, check_steps, whole
 from nnkit.train.progress import progress_bar
+from nnkit.train.skipping import skip_nonfinite
+from nnkit.train.supply import Supply, example, supply
+from nnkit.train.supply import validation as validation_of
 from nnkit.types import Array, PyTree, Trainer, TrainState
 
 __all__ = ["fit"]
+
+GUARDS = ("explain", "skip", "roll_back")
 
 
 def fit(
     trainer: Trainer,
     data: Any,
     *,
-    epochs: int,
+    epochs: int | None = None,
     key: Array | None = None,
     state: TrainState | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     validation: Any = None,
     shuffle: bool = True,
     drop_last: bool = False,
+    max_steps: int | None = None,
+    max_time: float | None = None,
+    early_stopping: early.EarlyStopping | None = None,
+    guard: str | None = "explain",
+    callbacks: Iterable[Callback] | Callback = (),
+    run_dir: str | os.PathLike[str] | None = None,
+    resume: bool | str = False,
+    config: Any = None,
+    checkpoint_every: int | None = None,
+    keep_last: int = 2,
+    keep_best: int = 0,
     steps_per_call: int = STEPS_PER_CALL,
     progress: bool | None = None,
-    on_epoch: Callable[[TrainState, dict[str, Any]], None] | None = None,
 ) -> tuple[TrainState, list[dict[str, Any]]]:
     """Trains for ``epochs`` passes over ``data`` and returns the final state and the history.
 
     The data go to the device once; the steps run compiled, ``steps_per_call`` in a dispatch, on
     buffers that are reused. The order of examples is a function of (key, epoch) alone and the
     randomness of a step one of (key, step) alone, so the result is the same for any
-    ``steps_per_call`` and the same as calling ``trainer.step`` on each batch in turn. A last
-    batch with fewer examples is a step like any other.
+    ``steps_per_call``, the same where a run was stopped and resumed at any step, and the same as
+    calling ``trainer.step`` on each batch in turn. A last batch with fewer examples is a step like any
+    other.
 
     Args:
       trainer: from :func:`trainer`.
-      data: a dataset, or a pytree of arrays with one leading axis: (x, y) for supervised runs. The
-        first of a tuple, or else all of it, is what ``trainer.init`` is shown one example of.
-      epochs: how many passes the run has had at its end, those before ``state`` included.
+      data: a dataset, or a pytree of arrays with one leading axis: (x, y) for supervised runs. Or a
+        source of batches for what does not fit into memory, ``data.stream(...)``. The first of a tuple, or
+        else all of it, is what ``trainer.init`` is shown an example of, in shape.
+      epochs: how many passes the run has had at its end, those before ``state`` included; may be left
+        out where ``max_steps`` is given.
       key: the run's only source of randomness; needed unless ``state`` is given.
       state: where to go on from; it is copied, so it stays usable. Its step says how many batches
         of how many epochs are done, which presumes the same data and batch size: for a new run from
         old parameters pass ``state._replace(step=jnp.int32(0))``.
-      batch_size: examples in a step.
+      batch_size: examples in a step, 64 by default; a source has its own.
       validation: data on which the metrics are computed after each epoch, as ``val_...``. An optimizer
         with ``optim.reduce_on_plateau(monitor="val_loss")`` is told each epoch's metrics.
       shuffle: whether each epoch has an order of its own.
       drop_last: whether to leave out a last batch that is not full.
-      steps_per_call: steps in one dispatch.
+      max_steps: how many steps the run has taken at its end at most.
+      max_time: for how many seconds this call may go on; it ends with the dispatch that is running then.
+      early_stopping: a rule from :func:`early_stopping`.
+      guard: what happens when a loss or a parameter becomes inf or NaN. "explain": the run ends with a
+        :class:`NotFiniteError` that names the step, the layer and the examples. "skip": a step whose
+        loss or gradients are not finite changes nothing, and the row's ``skipped`` counts them.
+        "roll_back": the run goes on from the last good state with half the rate, five times at most.
+        None: nobody looks.
+      callbacks: functions of (event, view), see :class:`View`; what they return at an "epoch" is added to
+        its row.
+      run_dir: a folder for config.json, metrics.csv, metrics.jsonl and checkpoints. SIGTERM and Ctrl-C
+        then save before they end the run.
+      resume: True goes on with the run in ``run_dir``, or begins it where there is none. A changed
+        training step is refused, unless it says "anyway".
+      config: what config.json has as the settings; by default the arguments of this call.
+      checkpoint_every: steps from one checkpoint to the next, each made at the end of a dispatch; by
+        default at ends of epochs, at most one in ten seconds. The end of a run is always saved.
+      keep_last: how many checkpoints are kept.
+      keep_best: how many more, those with the best value of what ``early_stopping`` monitors, or else of
+        the validation loss.
+      steps_per_call: steps in one dispatch, at most.
       progress: True, False, or None for a bar on a terminal only.
-      on_epoch: called after each epoch as ``on_epoch(state, row)``. The state's buffers are used
-        again by the next epoch: copy what is to be kept.
 
     Returns:
       The final state, and one row for each epoch: ``epoch``, ``step``, the training metrics
       (means over the epoch's examples while they were trained on), the validation metrics, and
-      ``seconds``.
+      ``seconds``. An epoch that the run's end cut short has a row too, which no rule takes into account.
 
     Raises:
       ValueError, TypeError: for data, labels, batch size, key or state that cannot be meant,
         before anything is computed.
+      NotFiniteError: see ``guard``.
+      OSError: the run folder cannot be written in; the last good checkpoint stays.
 
     >>> x = np.linspace(-1, 1, 100, dtype="f")[:, None]
     >>> trainer = train.trainer(layers.dense(1), losses.mean_squared_error, optim.sgd(0.1))
@@ -87,56 +124,154 @@ def fit(
     >>> round(float(ts.params["kernel"][0, 0]), 2), history[-1]["step"]
     (2.0, 200)
     """
-    epochs, steps_per_call = (
-        whole(epochs, "fit(epochs=...)"),
-        whole(steps_per_call, "fit(steps_per_call=...)"),
-    )
-    arrays = arrays_of(data, "the training data")
-    n = number_of_examples(arrays)
-    check_batch_size(batch_size, n)
-    ts = _start(trainer, arrays, key, state)
-    check_suited(trainer, ts, arrays, "the training data")
-    held_out = None if validation is None else checked_data(trainer, ts, validation, "the validation data")
-
-    full, tail = divmod(n, batch_size)
-    tail = 0 if drop_last else tail
-    steps = full + (tail > 0)
-    done = int(ts.step)
-    if done >= epochs * steps:
-        raise ValueError(
-            f"fit(epochs={epochs}) has nothing to do: the state has taken {done} steps, which are "
-            f"{done / steps:g} epochs; epochs counts those too"
+    deadline = math.inf if max_time is None else time.monotonic() + _seconds(max_time)
+    steps_per_call = whole(steps_per_call, "fit(steps_per_call=...)")
+    epochs, max_steps, checkpoint_every = (
+        None if value is None else whole(value, f"fit({name}=...)")
+        for name, value in (
+            ("epochs", epochs),
+            ("max_steps", max_steps),
+            ("checkpoint_every", checkpoint_every),
         )
-    check_monitored(trainer, ts, check_steps(trainer, ts, arrays, batch_size, tail), held_out)
-    arrays, held_out = jax.tree.map(jnp.asarray, (arrays, held_out))
-    history: list[dict[str, Any]] = []
-    with progress_bar(progress, epochs=epochs, steps=steps, done=done, batch_size=batch_size) as bar:
-        for epoch in range(done // steps, epochs):
-            started = time.perf_counter()
-            ts, means = run_epoch(
-                trainer,
-                ts,
-                arrays,
-                batch_size=batch_size,
-                shuffle=shuffle,
-                drop_last=drop_last,
-                steps_per_call=steps_per_call,
-                on_chunk=bar.advance if bar.watches_steps else None,
-            )
-            if held_out is not None:
-                found = evaluate_arrays(trainer, ts, held_out)
-                means |= {f"val_{name}": value for name, value in found.items()}
-            ts = ts._replace(opt_state=report(ts.opt_state, means))
-            row = {"epoch": epoch + 1, "step": int(ts.step), **means}
-            row["seconds"] = time.perf_counter() - started
-            history.append(row)
-            bar.epoch(row)
-            if on_epoch is not None:
-                on_epoch(ts, row)
-    return ts, history
+    )
+    if epochs is None and max_steps is None:
+        raise TypeError("fit needs to know when to end: pass epochs=... or max_steps=...")
+    callbacks = check_callbacks(callbacks)
+    if resume not in (False, True, "anyway"):
+        raise ValueError(f"resume must be True, False or 'anyway', got {resume!r}")
+    if resume and run_dir is None:
+        raise ValueError(f"fit(resume={resume!r}) needs run_dir=..., the folder of the run to go on with")
+    trainer = _guarded(trainer, guard)
+    given = supply(data, batch_size, shuffle=shuffle, drop_last=drop_last)
+    ts = _start(trainer, given, key, state)
+    given.check(trainer, ts)
+    held_out, validate = validation_of(validation, trainer, ts)
+    of_step = check_steps(trainer, ts, given.spec, given.batch_size, given.tail)
+    names = check_monitored(trainer, ts, of_step, held_out)
+    if early_stopping is not None:
+        early.check_monitor(early_stopping, names)
+        if isinstance(ts.stopping, tuple) and not ts.stopping:
+            ts = ts._replace(stopping=early.start(early_stopping, ts, int(ts.step) // given.steps))
+    score = _score(early_stopping, names, keep_best)
+    if epochs is None:
+        assert max_steps is not None
+        epochs = -(-max_steps // given.steps)
+
+    journal, resumed = None, None
+    if run_dir is not None:
+        settings = {
+            "epochs": epochs,
+            "max_steps": max_steps,
+            "batch_size": given.batch_size,
+            "shuffle": shuffle,
+        }
+        settings |= {"drop_last": drop_last, "early_stopping": early_stopping, "guard": guard}
+        folder = open_folder(run_dir, config, settings, resume)
+        keep = {"keep_last": keep_last, "keep_best": keep_best, "mode": score[1] if score else "min"}
+        fingerprint = _fingerprint(trainer, ts, given, settings)
+        journal = Journal(folder, fingerprint, settings if config is None else config, **keep)
+        resumed = journal.restore(ts, anyway=resume == "anyway") if resume else None
+    position = resumed or Position(ts, {}, [])
+    _check_goal(position, epochs, max_steps, given.steps, resumed is not None)
+
+    bar = progress_bar(
+        progress, epochs=epochs, steps=given.steps, done=int(position.ts.step), batch_size=given.batch_size
+    )
+    # Without a folder to save in a signal does what it does everywhere.
+    signals = contextlib.nullcontext(Wish()) if journal is None else interruptible()
+    with (
+        signals as wish,
+        journal or contextlib.nullcontext(),
+        given.feed(steps_per_call, epochs) as feed,
+        bar,
+    ):
+        if journal is not None:
+            journal.open(position.rows)
+        plan = Plan(
+            trainer=trainer,
+            feed=feed,
+            epochs=epochs,
+            max_steps=max_steps,
+            deadline=deadline,
+            validate=validate,
+            rule=early_stopping,
+            guard=guard,
+            callbacks=callbacks,
+            journal=journal,
+            checkpoint_every=checkpoint_every,
+            score=score if keep_best else None,
+            config=config,
+        )
+        return Loop(plan, position, bar, wish).run()
 
 
-def _start(trainer: Trainer, arrays: PyTree, key: Array | None, state: TrainState | None) -> TrainState:
+def _fingerprint(
+    trainer: Trainer, ts: TrainState, given: Supply, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What tells a run from others: see :func:`nnkit.train.position.check_same_run`."""
+    rule = settings["early_stopping"]
+    return {
+        "data": given.digest(ts),
+        **{name: settings[name] for name in ("batch_size", "shuffle", "drop_last")},
+        "key": np.asarray(jax.random.key_data(ts.key)).tobytes().hex(),
+        "early_stopping": None if rule is None else repr(rule),
+        "program": program_digest(jax.make_jaxpr(trainer.step)(ts, given.spec)),
+        "jax": jax.__version__,
+    }
+
+
+def _seconds(max_time: Any) -> float:
+    is_number = isinstance(max_time, int | float | np.number) and not isinstance(max_time, bool)
+    if not is_number or not max_time > 0:
+        raise ValueError(f"fit(max_time=...) must be a positive number of seconds, got {max_time!r}")
+    return float(max_time)
+
+
+def _guarded(trainer: Trainer, guard: str | None) -> Trainer:
+    """The trainer whose step does what the guard asks of it."""
+    if guard is not None and guard not in GUARDS:
+        raise unknown_name("guard", guard, GUARDS)
+    return _skipping(trainer) if guard == "skip" else trainer
+
+
+@lru_cache(maxsize=32)  # one trainer for each, since programs are compiled for the trainer they are given
+def _skipping(trainer: Trainer) -> Trainer:
+    if trainer.skipping is not None:
+        return trainer._replace(step=trainer.skipping)
+    return skip_nonfinite(trainer)
+
+
+def _score(
+    rule: early.EarlyStopping | None, names: Mapping[str, Any], keep_best: int
+) -> tuple[str, str] | None:
+    """The metric that tells the best checkpoint, and its mode."""
+    if rule is not None:
+        return rule.monitor, rule.mode
+    if "val_loss" in names:
+        return "val_loss", "min"
+    if keep_best:
+        raise ValueError(
+            f"fit(keep_best={keep_best}) needs validation=... or early_stopping=... to know which checkpoints "
+            "are best"
+        )
+    return None
+
+
+def _check_goal(position: Position, epochs: int, max_steps: int | None, steps: int, resumed: bool) -> None:
+    """Raises where the run is further than it is asked to get."""
+    done = int(position.ts.step)
+    goal = epochs * steps if max_steps is None else min(max_steps, epochs * steps)
+    if done < goal or (resumed and done == goal):
+        return
+    asked = f"epochs={epochs}" if goal == epochs * steps else f"max_steps={max_steps}"
+    what = "saved run" if resumed else "state"
+    raise ValueError(
+        f"fit({asked}) has nothing to do: the {what} has taken {done} steps, which are "
+        f"{done / steps:g} epochs; epochs counts those too"
+    )
+
+
+def _start(trainer: Trainer, given: Supply, key: Array | None, state: TrainState | None) -> TrainState:
     if state is not None:
         if key is not None:
             raise TypeError("fit got both key= and state=: the state carries its own key, pass one of them")
@@ -148,8 +283,7 @@ def _start(trainer: Trainer, arrays: PyTree, key: Array | None, state: TrainStat
     if key is None:
         raise TypeError("fit needs a key: pass fit(..., key=jax.random.key(0))")
     check_key(key, "fit")
-    x = arrays[0] if isinstance(arrays, tuple) else arrays
-    return _init(trainer, key, jax.tree.map(lambda a: jnp.asarray(a[:1]), x))
+    return _init(trainer, key, example(given))
 
 
 @partial(jax.jit, static_argnums=0)

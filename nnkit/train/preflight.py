@@ -114,15 +114,18 @@ def check_steps(
 
 def check_monitored(
     trainer: Trainer, ts: TrainState, metrics: dict[str, Any], held_out: PyTree | None
-) -> None:
-    """Tries a report of the metrics that an epoch will have, so that a plateau's monitor is found now."""
-    if not monitors(ts.opt_state):
-        return
+) -> dict[str, Any]:
+    """Tries a report of the metrics that an epoch will have, so that a plateau's monitor is found now.
+
+    Returns the shapes of those metrics by name, the validation metrics among them.
+    """
     if held_out is not None:
         n = min(number_of_examples(held_out), 1000)
         found = jax.eval_shape(trainer.evaluate, ts, specs(held_out, n))
         metrics = metrics | {f"val_{name}": value for name, value in found.items()}
-    jax.eval_shape(report, ts.opt_state, metrics)
+    if monitors(ts.opt_state):
+        jax.eval_shape(report, ts.opt_state, metrics)
+    return metrics
 
 
 def _check_metrics(metrics: Any) -> None:

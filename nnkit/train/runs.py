@@ -32,6 +32,7 @@ from nnkit.train.files import check_writable, is_leftover, remove_leftovers, wri
 
 __all__ = [
     "create_run",
+    "plain",
     "provenance",
     "read_config",
     "read_metrics",
@@ -75,7 +76,7 @@ def create_run(
     ...     sorted(read_config(run))
     ['command', 'config', 'device', 'git', 'platform', 'seed', 'started', 'versions']
     """
-    settings = _plain(config, "config")
+    settings = plain(config, "config")
     if not isinstance(settings, dict):
         raise TypeError(f"config must be a dict or a dataclass, got {type(config).__name__}")
     record = {"config": settings, "seed": settings.get("seed") if seed is None else int(seed), **provenance()}
@@ -144,7 +145,7 @@ def write_result(folder: str | os.PathLike[str], result: Mapping[str, Any]) -> N
     ...     read_result(run)
     {'test_accuracy': 0.5, 'test_loss': 'nan'}
     """
-    _write_json(Path(folder) / "result.json", _plain(result, "result"))
+    _write_json(Path(folder) / "result.json", plain(result, "result"))
 
 
 def read_result(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -221,7 +222,7 @@ def _number(cell: str) -> bool | int | float:
         return float(cell)
 
 
-def _plain(value: Any, where: str) -> Any:
+def plain(value: Any, where: str) -> Any:
     """``value`` in JSON's own types; ``where`` is its name for the error."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
@@ -236,9 +237,9 @@ def _plain(value: Any, where: str) -> Any:
     elif _is_numeric(value):
         value = np.asarray(value).tolist()
     if isinstance(value, Mapping):
-        return {str(name): _plain(item, f"{where}[{str(name)!r}]") for name, item in value.items()}
+        return {str(name): plain(item, f"{where}[{str(name)!r}]") for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item, f"{where}[{number}]") for number, item in enumerate(value)]
+        return [plain(item, f"{where}[{number}]") for number, item in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if value is None or isinstance(value, bool | int | float | str):

@@ -121,7 +121,7 @@ def test_the_order_of_examples_is_a_function_of_seed_and_epoch():
         seen = []
         train.fit(
             trainer, numbers, epochs=2, key=jax.random.key(seed), batch_size=1, shuffle=shuffle,
-            on_epoch=lambda ts, row: seen.append(float(ts.state["seen"])),
+            callbacks=lambda e, v: seen.append(float(v.state.state["seen"])) if e == "epoch" else None,
         )  # fmt: skip
         return seen
 
@@ -283,8 +283,7 @@ BAD_X[3, 1] = np.nan
 )  # fmt: skip
 def test_bad_input_is_refused_before_anything_is_computed(call, error, message, monkeypatch):
     computed = []
-    module = sys.modules["nnkit.train.fit"]  # the package's own `fit` is the function
-    monkeypatch.setattr(module, "run_epoch", lambda *a, **k: computed.append(1))
+    monkeypatch.setattr("nnkit.train.loop.dispatch", lambda *a, **k: computed.append(1))
     with pytest.raises(error, match=message):
         call()
     assert not computed
@@ -379,7 +378,7 @@ def test_a_plateau_hears_of_each_epoch():
         key=jax.random.key(0),
         batch_size=4,
         validation=(x, x),
-        on_epoch=lambda ts, _: rates.append(float(ts.opt_state[1].scale)),
+        callbacks=lambda e, v: rates.append(float(v.state.opt_state[1].scale)) if e == "epoch" else None,
     )
     assert rates == [1.0, 0.5, 0.25, 0.125]
     ts, _ = train.fit(run, (x, x), epochs=5, state=ts, batch_size=4, validation=(x, x))
@@ -398,7 +397,7 @@ def test_a_monitored_metric_that_is_not_there_is_said_before_the_start():
             epochs=1,
             key=jax.random.key(0),
             batch_size=4,
-            on_epoch=lambda *_: seen.append(1),
+            callbacks=lambda *_: seen.append(1),
         )
     assert not seen
 
