@@ -6,6 +6,7 @@ batches from arrays on the device, the others take them from a memory-mapped fil
 through the same compiled steps (``train.epochs.dispatch``) and end with the same parameters, which is checked.
 The files are in the page cache after the first epoch. Nothing is read ahead across epochs, so that no turn
 does another's work: each epoch starts its thread, draws its order and fills its first chunk within its time.
+``cpu`` is the ratio of the processor time of all threads, which other programs on the machine disturb least.
 
 Then a source of known delay: each batch takes ``delay`` ms to make and each step twice as long to compute. A
 feed that reads ahead makes such an epoch as long as its steps; ``waited`` is what the loop stood still for.
@@ -91,23 +92,28 @@ def _streamed(config: Config, folder: Path) -> dict[str, Any]:
     runs = {name: _Run(feed) for name, feed in feeds.items()}
     times = interleaved({name: run.epoch for name, run in runs.items()}, config.rounds)
     for name, run in runs.items():
-        for a, b in zip(jax.tree.leaves(runs["resident"].ts.params), jax.tree.leaves(run.ts.params), strict=True):
+        for a, b in zip(
+            jax.tree.leaves(runs["resident"].ts.params), jax.tree.leaves(run.ts.params), strict=True
+        ):
             np.testing.assert_array_equal(a, b, err_msg=name)
     print(f"\n{config.examples} x {x.shape[1]}, {resident.steps} steps an epoch, {config.rounds} rounds")
-    print(f"{'':12s} {'median s':>9s} {'min s':>7s} {'max s':>7s} {'ratio':>6s} {'paired':>7s} {'waited s':>9s}")
+    heads = ("median s", "min s", "max s", "ratio", "paired", "cpu", "waited s")
+    print(" " * 10 + "".join(f"{head:>10s}" for head in heads))
     rows = {}
     ours = times["resident"]
     for name, t in times.items():
-        waited = getattr(feeds[name], "waited", 0.0) / (config.rounds + 1)
         rows[name] = row = {
             "median": t.median,
             "fastest": min(t.rounds),
             "slowest": max(t.rounds),
             "ratio": t.median / ours.median,
             "paired": statistics.median(a / b for a, b in zip(t.rounds, ours.rounds, strict=True)),
-            "waited": waited,
+            "cpu": statistics.median(
+                a / b for a, b in zip(runs[name].cpu, runs["resident"].cpu, strict=True)
+            ),
+            "waited": statistics.median(runs[name].waited[1:]),
         }
-        print("{:12s} {:9.3f} {:7.3f} {:7.3f} {:6.3f} {:7.3f} {:9.4f}".format(name, *row.values()))
+        print(f"{name:10s}" + "".join(f"{value:10.3f}" for value in row.values()))
     print(f"wanted: a ratio of at most {BOUND}; all ended with the same parameters")
     return {"epochs": rows, "rounds": {name: t.rounds for name, t in times.items()}}
 
@@ -116,12 +122,17 @@ class _Run:
     """A training that goes on by an epoch at each call."""
 
     def __init__(self, feed: Feed):
-        model = layers.serial(layers.dense(256), layers.relu, layers.dense(128), layers.relu, layers.dense(10))
+        model = layers.serial(
+            layers.dense(256), layers.relu, layers.dense(128), layers.relu, layers.dense(10)
+        )
         self.feed, self.number = feed, 0
+        self.cpu: list[float] = []
+        self.waited: list[float] = []
         self.trainer = _shared(model)
         self.ts = self.trainer.init(jax.random.key(0), jax.ShapeDtypeStruct((1, 784), np.float32))
 
     def epoch(self) -> None:
+        began, waited = time.process_time(), getattr(self.feed, "waited", 0.0)
         means, waiting = Means(), None
         for chunk in self.feed.chunks(self.ts.key, self.number, 0):
             self.ts, metrics, _ = dispatch(self.trainer, self.ts, chunk)
@@ -132,6 +143,8 @@ class _Run:
             means.add(*waiting)
         jax.block_until_ready(self.ts)
         self.number += 1
+        self.cpu.append(time.process_time() - began)
+        self.waited.append(getattr(self.feed, "waited", 0.0) - waited)
 
 
 _trainers: list[Trainer] = []

@@ -161,9 +161,7 @@ def run(config: Settings, *, resume: bool = False) -> Outcome:
     outcome, logits, confusion = evaluate(model, ts.params, ts.state, splits.test)
     draw(folder, rows, splits.test, logits, confusion)
     seconds = sum(row["seconds"] for row in rows)
-    train.write_result(
-        folder, {**outcome._asdict(), "test_examples": len(splits.test), "seconds": seconds}
-    )
+    train.write_result(folder, {**outcome._asdict(), "test_examples": len(splits.test), "seconds": seconds})
     return outcome
 
 

@@ -135,6 +135,8 @@ def resolved(config: Config) -> Settings:
 def read_settings(path: Path) -> dict[str, Any]:
     """The settings in a file: a run's config.json or its folder, any other JSON object, or TOML.
 
+    Of a run come all but its name and whether it replaced another: it is to be repeated and not replaced.
+
     Raises:
       FileNotFoundError: no such file.
       ValueError, TypeError: it is no such file, a setting is unknown, or has another type.
@@ -152,7 +154,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise ValueError(f"{str(file)!r} is no {file.suffix[1:].upper() or 'JSON'}: {error}") from None
     # A run's config.json has the settings beside versions, device and the rest.
     if isinstance(found, dict) and isinstance(found.get("config"), dict):
-        found = found["config"]
+        found = {name: value for name, value in found["config"].items() if name not in ("name", "overwrite")}
     if not isinstance(found, dict):
         raise ValueError(f"{str(file)!r} holds a {type(found).__name__}, and settings are an object of names")
     return settings_from(found, str(file))

@@ -35,7 +35,9 @@ class Train(Config):
         given = {f.name: getattr(self, f.name) for f in dataclasses.fields(Config)}
         config = Config(**given)
         if self.show_config:
-            print(as_toml(dataclasses.replace(resolved(config), name=config.name or "")), end="")
+            full = resolved(config)
+            spelled_out = {f.name: getattr(full, f.name) for f in dataclasses.fields(Config)}
+            print(as_toml(Config(**{**spelled_out, "name": config.name})), end="")
             return 0
         if self.config is not None and config.name is None:
             config = dataclasses.replace(config, name=_free_name(resolved(config), config.repeats))

@@ -16,7 +16,16 @@ from nnkit.cli.settings import Settings, settings_from
 from nnkit.train.files import write_atomically
 from nnkit.types import Layer
 
-__all__ = ["Card", "Trained", "card_of", "load_run", "read_card", "settings_of_run", "write_card"]
+__all__ = [
+    "Card",
+    "Trained",
+    "card_of",
+    "load_parameters",
+    "load_run",
+    "read_card",
+    "settings_of_run",
+    "write_card",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,13 +76,14 @@ def read_card(folder: Path) -> Card:
     path = folder / "model.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return Card(**{name: tuple(v) if isinstance(v, list) else v for name, v in found.items()})
+        lists = {name: tuple(found.pop(name)) for name in ("classes", "shape", "mean", "std")}
+        return Card(**lists, **found)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"no model.json in {str(folder)!r}: the run has not ended ('nnkit resume {folder}' goes on with it), "
             "or was made by an older version"
         ) from None
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{str(path)!r} is damaged ({error}): repeat the run") from None
 
 
@@ -86,8 +96,8 @@ def settings_of_run(folder: Path) -> Settings:
             f"{folder} is no run of 'nnkit train': its configuration has no {', '.join(sorted(missing))}"
         )
     settings = Settings(**settings_from(found, f"{folder}/config.json"))
-    where = folder.absolute()
-    return dataclasses.replace(settings, runs=folder.parent if folder.name else where.parent, name=where.name)
+    folder = folder if folder.name else folder.absolute()
+    return dataclasses.replace(settings, runs=folder.parent, name=folder.name)
 
 
 class Trained(NamedTuple):
@@ -109,7 +119,11 @@ def load_run(folder: Path) -> Trained:
     """
     config, card = settings_of_run(folder), read_card(folder)
     model = models.build(config.model, len(card.classes), hidden=config.hidden, dropout=config.dropout)
-    x = jax.ShapeDtypeStruct((1, *card.shape), jnp.float32)
-    like = jax.eval_shape(model.init, jax.random.key(0), x)
+    return Trained(card, model, *load_parameters(folder, model, card.shape))
+
+
+def load_parameters(folder: Path, model: Layer, shape: tuple[int, ...]) -> tuple[Any, Any]:
+    """The parameters and state in model.npz, those of ``model`` for inputs of ``shape``."""
+    like = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *shape), jnp.float32))
     saved = train.load_tree(folder / "model.npz", {"params": like[0], "state": like[1]})
-    return Trained(card, model, saved["params"], saved["state"])
+    return saved["params"], saved["state"]

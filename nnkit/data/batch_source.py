@@ -6,7 +6,7 @@ a run that is taken up again needs no more than its key and its step number.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -86,7 +86,7 @@ def check_source(source: Source) -> tuple[int, int]:
     return size, source.examples % size
 
 
-def checked_batches(source: Source, key: Array, epoch: int, start: int = 0) -> Iterator[PyTree]:
+def checked_batches(source: Source, key: Array, epoch: int, start: int = 0) -> Generator[PyTree]:
     """``source.batches(key, epoch, start)``, each looked at; what is wrong is said with epoch and batch.
 
     Raises:

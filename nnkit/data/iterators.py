@@ -122,7 +122,7 @@ def from_grain(loader: Any, *, steps: int | None = None, examples: int | None = 
       TypeError: another kind of loader, or one without ``steps``.
     """
     try:
-        import grain
+        import grain  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError("from_grain needs Grain: pip install nnkit[grain]") from error
     if isinstance(loader, grain.MapDataset):

@@ -53,8 +53,8 @@ def stream(
 
     Raises:
       TypeError: leaves that are no numpy arrays, or a ``batch_size`` that is no integer.
-      ValueError: arrays of different lengths, a ``batch_size`` larger than they are, or a ``map`` that does
-        not keep the number of examples.
+      ValueError: arrays of different lengths, a ``batch_size`` larger than they are, a ``read_ahead`` below
+        1, or a ``map`` that does not keep the number of examples.
 
     >>> source = data.stream((np.arange(10.0, dtype="f")[:, None], np.arange(10)), 4)
     >>> source.steps, source.spec[0]
@@ -75,6 +75,8 @@ def stream(
         return jax.tree.map(lambda a: _native(np.take(a, rows, axis=0)), arrays)
 
     row_bytes = sum(a.nbytes for a in jax.tree.leaves(arrays)) // n
+    if read_ahead is not None and (not isinstance(read_ahead, int) or read_ahead < 1):
+        raise ValueError(f"read_ahead must be a whole number of batches, at least 1, got {read_ahead!r}")
     if read_ahead is None:
         pays = n * row_bytes > _memory() / 2
         read_ahead = max(1, _BLOCK // max(1, row_bytes * batch_size)) if pays else 1

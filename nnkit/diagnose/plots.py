@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Num, Shaped
 
-from nnkit.diagnose.figure import BLUE, GREY, new_figure, saved
+from nnkit.diagnose.figure import BLUE, new_figure, saved
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -166,5 +166,3 @@ def _names(classes: Sequence[str] | None, n: int) -> list[str]:
     if len(classes) < n:
         raise ValueError(f"classes has {len(classes)} names, and there is a class {n - 1}")
     return [name if len(name) <= 18 else f"{name[:17]}…" for name in map(str, classes)]
-
-

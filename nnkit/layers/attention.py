@@ -16,6 +16,7 @@ from nnkit.layers.dropout import dropout
 from nnkit.layers.layer_norm import layer_norm
 from nnkit.layers.lift import param, positive_int
 from nnkit.layers.positions import sequence_input
+from nnkit.modes import draws
 from nnkit.ops.attention import Implementation
 from nnkit.types import Array, Initializer, Layer, Params, Spec, State
 
@@ -210,7 +211,7 @@ def multi_head_attention(
             before = ops.causal_mask(q.shape[1], room, offset=index)
             mask = before if mask is None else mask & before
         factors = None
-        if drops and train:
+        if drops and draws(train):
             factors = _dropout_factors(key, dropout_rate, q, k, broadcast_dropout)
         y = ops.dot_product_attention(
             q, k, v, mask=mask, causal=causal and room is None, dropout=factors, implementation=implementation

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from nnkit.checks import LayerError, check_key, check_probability, is_static_number
 from nnkit.layers.lift import float_input
+from nnkit.modes import draws
 from nnkit.types import Array, Layer, Params, Spec, State
 
 __all__ = ["dropout", "dropping", "inverse", "keep_mask", "noisy"]
@@ -84,6 +85,7 @@ def noisy(
     testing: Callable[[Array], Array] = lambda x: x,
     *,
     off: bool = False,
+    samples: bool = True,
 ) -> Layer:
     """A layer without parameters that draws random numbers in training.
 
@@ -92,6 +94,7 @@ def noisy(
       training: ``training(key, x)`` is the output when train=True; the key has been checked.
       testing: ``testing(x)`` is the output otherwise.
       off: whether it is the identity in both modes, and needs no key.
+      samples: whether it draws in the mode of Monte-Carlo dropout too.
     """
 
     def init(key: Array, x: Spec, /) -> tuple[Params, State]:
@@ -104,7 +107,7 @@ def noisy(
         float_input(kind, x)
         if off:
             return x, state
-        if not train:
+        if not (draws(train) if samples else train):
             return testing(x), state
         if key is None:
             raise LayerError(kind, "needs a key when train=True: pass apply(..., key=key)")

@@ -73,7 +73,9 @@ def gaussian_noise(stddev: float | Array) -> Layer:
     def training(key: Array, x: Array) -> Array:
         return x + jnp.asarray(stddev, x.dtype) * _normal(key, x)
 
-    return noisy("gaussian_noise", training, off=is_static_number(stddev) and float(stddev) == 0.0)
+    # Noise added to the data stands for more data, not for uncertain weights: no sample needs it.
+    off = is_static_number(stddev) and float(stddev) == 0.0
+    return noisy("gaussian_noise", training, off=off, samples=False)
 
 
 def _normal(key: Array, x: Array) -> Array:

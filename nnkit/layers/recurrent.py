@@ -19,6 +19,7 @@ from nnkit.layers.sequence import (
     valid_steps,
     zero_padding,
 )
+from nnkit.modes import draws
 from nnkit.tree import wide
 from nnkit.types import Array, Layer, Params, PyTree, Spec, State
 
@@ -130,7 +131,7 @@ def recurrent(
             x = reverse_valid(x, lengths)
         xs = jnp.swapaxes(x, 0, 1)
         valid = None if lengths is None else jnp.swapaxes(valid_steps(lengths, time), 0, 1)
-        mask = _mask(name, cell, params, carry, x, recurrent_dropout, key) if train and drops else None
+        mask = _mask(name, cell, params, carry, x, recurrent_dropout, key) if drops and draws(train) else None
         if cell.affine is not None:
             carry, ys = scan_affine(loop, cell.affine, params, carry, xs, mask, valid)
         else:

@@ -10,6 +10,7 @@ from nnkit.checks import LayerError, check_probability, is_static_number
 from nnkit.layers.children import Children, inferring, merge, name_children
 from nnkit.layers.dropout import dropout as dropout_layer
 from nnkit.layers.sequence import Sequence, as_sequence
+from nnkit.modes import draws
 from nnkit.types import Array, Layer, Params, Spec, State
 
 __all__ = ["stacked"]
@@ -95,7 +96,7 @@ def stacked(*layers: Layer, dropout: float | Array = 0.0, **named_layers: Layer)
         carries: list[Any] = []
         new_state: dict[str, Any] = {}
         for i, carry in enumerate(_carries(sequence, n)):
-            if i and between is not None and train:
+            if i and between is not None and draws(train):
                 y = _dropped(between, y, key, n + i)
             y, final, child = one(params, state, Sequence(y, lengths, carry), key, train, i)
             merge(names[i], child, new_state)

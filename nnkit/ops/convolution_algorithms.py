@@ -65,7 +65,8 @@ def forward_shift(x: Array, w: Array, g: Geometry) -> Array:
         return functools.reduce(jnp.add, (_spread(v, g, w.shape[-1]) * w[(*k, 0)] for k, v in shifts))
 
     # In a loop, since XLA would compute these sums anew within each operation that uses the result.
-    return _mapped(convolve, x, min(_chunk_size(x, g), -(-x.shape[0] // 2)))
+    n = x.shape[0]
+    return _mapped(convolve, x, n if _of_any_size(n) else min(_chunk_size(x, g), -(-n // 2)))
 
 
 def forward_phases(x: Array, w: Array, g: Geometry, then: Algorithm) -> Array:
@@ -266,11 +267,16 @@ KERNEL_GRADIENT: dict[str, Algorithm] = {
 def _chunk_size(x: Array, g: Geometry) -> int:
     """How many examples' shifted inputs are made at once; so that none are left over, if that can be."""
     n = x.shape[0]
-    if g.points == 1:  # nothing is copied
+    if g.points == 1 or _of_any_size(n):  # nothing is copied
         return n
     per_example = math.prod(g.output) * g.points * x.shape[-1] * x.dtype.itemsize
     most = max(1, min(n, CHUNK_BYTES // max(per_example, 1)))
     return next((size for size in range(most, most // 2, -1) if n % size == 0), most)
+
+
+def _of_any_size(n: object) -> bool:
+    """Whether a batch has jax.export's symbolic size, which cannot be compared and so not cut into chunks."""
+    return not isinstance(n, int)
 
 
 def _mapped(f: Callable[[Array], Array], x: Array, size: int) -> Array:

@@ -48,17 +48,18 @@ def mlflow(
         train.fit(..., callbacks=record.log_to(logger))
     """
     try:
-        from mlflow.tracking import MlflowClient
+        from mlflow.tracking import MlflowClient  # type: ignore
     except ImportError:
         raise ImportError("runs of MLflow need mlflow: pip install nnkit[mlflow]") from None
     client = MlflowClient(uri)
     if run_id is None:
         found = client.get_experiment_by_name(experiment)
         home = client.create_experiment(experiment) if found is None else found.experiment_id
-        run_id = client.create_run(home, run_name=name).info.run_id
+        started = client.create_run(home, run_name=name).info.run_id
     else:
         client.update_run(run_id, status="RUNNING")
-    return _MLflow(client, run_id)
+        started = run_id
+    return _MLflow(client, started)
 
 
 class _MLflow:
@@ -66,7 +67,7 @@ class _MLflow:
         self._client, self.run_id = client, run_id
 
     def scalars(self, step: int, values: Mapping[str, float], /) -> None:
-        from mlflow.entities import Metric
+        from mlflow.entities import Metric  # type: ignore
 
         now = int(time.time() * 1000)
         metrics = [Metric(_name(name), float(value), now, step) for name, value in values.items()]
@@ -79,9 +80,7 @@ class _MLflow:
             numbers = finite_part(array)
             if numbers.size:
                 quantiles = np.quantile(numbers, list(_QUANTILES.values()))
-                found |= {
-                    f"histogram/{name}/{q}": v for q, v in zip(_QUANTILES, quantiles, strict=True)
-                }
+                found |= {f"histogram/{name}/{q}": v for q, v in zip(_QUANTILES, quantiles, strict=True)}
             if numbers.size < np.size(array):
                 found[f"histogram/{name}/not_finite"] = np.size(array) - numbers.size
         self.scalars(step, found)
@@ -92,7 +91,7 @@ class _MLflow:
             self._client.log_image(self.run_id, picture(name, image), file)
 
     def hyperparameters(self, settings: Mapping[str, Any], metrics: Mapping[str, float], /) -> None:
-        from mlflow.entities import Param
+        from mlflow.entities import Param  # type: ignore
 
         if not metrics:  # at the end they would be the same
             self._client.log_batch(

@@ -35,7 +35,7 @@ def tensorboard(folder: str | os.PathLike[str], *, bins: int = 64) -> Logger:
         train.fit(..., run_dir=folder, callbacks=record.log_to(logger, histograms=True))
     """
     try:
-        import tensorboardX  # noqa: F401
+        import tensorboardX  # noqa: F401  # type: ignore
     except ImportError:
         raise ImportError(
             "event files of TensorBoard need tensorboardX: pip install nnkit[tensorboard]"
@@ -54,14 +54,18 @@ class _TensorBoard:
 
     def _write(self, step: int, summaries: list[Any]) -> None:
         """Appends the summaries, and lets go of them: a process that is killed afterwards has told them."""
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.event_pb2 import Event, SessionLog  # type: ignore
 
         events = [Event(step=step, summary=summary) for summary in self._waiting + summaries]
         if self._file is None:
             self._file = self._opened()
             # This says that the run goes on from here, and that what is known of later steps is void.
             begin = SessionLog(status=SessionLog.START)
-            events = [Event(step=step, file_version="brain.Event:2"), Event(step=step, session_log=begin), *events]
+            events = [
+                Event(step=step, file_version="brain.Event:2"),
+                Event(step=step, session_log=begin),
+                *events,
+            ]
         for event in events:
             event.wall_time = time.time()
             self._file.write(event.SerializeToString())
@@ -70,7 +74,7 @@ class _TensorBoard:
         self._waiting.clear()
 
     def _opened(self) -> Any:
-        from tensorboardX.record_writer import RecordWriter
+        from tensorboardX.record_writer import RecordWriter  # type: ignore
 
         os.makedirs(self._folder, exist_ok=True)
         now = time.time_ns()
@@ -78,12 +82,12 @@ class _TensorBoard:
         return RecordWriter(os.path.join(self._folder, name))
 
     def scalars(self, step: int, values: Mapping[str, float], /) -> None:
-        from tensorboardX.summary import scalar
+        from tensorboardX.summary import scalar  # type: ignore
 
         self._write(step, [scalar(name, float(value)) for name, value in values.items()])
 
     def histograms(self, step: int, values: Mapping[str, np.ndarray], /) -> None:
-        from tensorboardX.summary import histogram, scalar
+        from tensorboardX.summary import histogram, scalar  # type: ignore
 
         found = []
         for name, array in values.items():
@@ -95,14 +99,14 @@ class _TensorBoard:
         self._write(step, found)
 
     def images(self, step: int, values: Mapping[str, np.ndarray], /) -> None:
-        from tensorboardX.summary import image
+        from tensorboardX.summary import image  # type: ignore
 
         found = [image(name, picture(name, pixels), dataformats="HWC") for name, pixels in values.items()]
         self._write(step, found)
 
     def hyperparameters(self, settings: Mapping[str, Any], metrics: Mapping[str, float], /) -> None:
         # SummaryWriter.add_hparams would make a folder of its own, with another run of one point in it.
-        from tensorboardX.summary import hparams
+        from tensorboardX.summary import hparams  # type: ignore
 
         # Without the experiment's summary TensorBoard shows the settings of all runs and not of the first.
         _, begin, end = hparams(dict(settings), {})

@@ -33,10 +33,11 @@ def wandb(project: str = "nnkit", *, bins: int = 64, **options: Any) -> Logger:
         train.fit(..., callbacks=record.log_to(logger))
     """
     try:
-        import wandb as library
+        import wandb as library  # type: ignore
     except ImportError:
         raise ImportError("runs of Weights & Biases need wandb: pip install nnkit[wandb]") from None
-    return _Wandb(library, library.init(project=project, **options), bins)
+    start: Any = library.init  # type: ignore
+    return _Wandb(library, start(project=project, **options), bins)
 
 
 class _Wandb:

@@ -1,4 +1,4 @@
-"""A whole data set at a time: metrics that are exact, and predictions."""
+"""A whole data set at a time: metrics that are exact."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from nnkit.data import Source
+from nnkit.data.batch_source import checked_batches
 from nnkit.train.evaluate_source import evaluate_source, metrics_of
-from nnkit.train.preflight import checked_batch_size, checked_data, number_of_examples, specs
-from nnkit.types import Array, Layer, Params, PyTree, State, Trainer, TrainState
+from nnkit.train.preflight import check_suited, checked_batch_size, checked_data, number_of_examples, specs
+from nnkit.types import Array, PyTree, Trainer, TrainState
 
-__all__ = ["evaluate", "predict"]
+__all__ = ["evaluate"]
 
 
 def evaluate(trainer: Trainer, ts: TrainState, data: Any, *, batch_size: int = 1000) -> dict[str, float]:
@@ -21,7 +22,7 @@ def evaluate(trainer: Trainer, ts: TrainState, data: Any, *, batch_size: int = 1
 
     Means of batches are weighted by their sizes, so a metric that is a mean over examples is its
     mean over the data set. Metrics of another kind (F1, calibration) are computed from
-    :func:`predict`.
+    :func:`nnkit.train.predict`.
 
     Args:
       trainer: whose ``evaluate`` is used.
@@ -37,6 +38,7 @@ def evaluate(trainer: Trainer, ts: TrainState, data: Any, *, batch_size: int = 1
     ['loss']
     """
     if isinstance(data, Source):
+        check_suited(trainer, ts, next(checked_batches(data, ts.key, 0)), "the first batch of the data")
         return evaluate_source(trainer, ts, data)
     arrays = checked_data(trainer, ts, data, "the data")
     return evaluate_arrays(trainer, ts, jax.tree.map(jnp.asarray, arrays), batch_size=batch_size)
@@ -73,33 +75,3 @@ def _evaluate(trainer: Trainer, ts: TrainState, arrays: PyTree, *, batch_size: i
 def rows_of(arrays: PyTree, start: Any, count: int) -> PyTree:
     """``count`` rows of every array from ``start`` on."""
     return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, count), arrays)
-
-
-def predict(model: Layer, params: Params, state: State, x: Any, *, batch_size: int = 1000) -> Any:
-    """``model.apply(..., train=False)`` on any number of inputs, ``batch_size`` at a time.
-
-    >>> model = layers.dense(3)
-    >>> params, state = model.init(jax.random.key(0), jnp.zeros((1, 2)))
-    >>> train.predict(model, params, state, np.ones((7, 2), "f"), batch_size=3).shape
-    (7, 3)
-    """
-    x = jax.tree.map(jnp.asarray, x)
-    batch_size = checked_batch_size(batch_size, number_of_examples(x))
-    return _predict(model, params, state, x, batch_size=batch_size)
-
-
-@partial(jax.jit, static_argnames=("model", "batch_size"))
-def _predict(model: Layer, params: Params, state: State, x: Any, *, batch_size: int) -> Any:
-    n = number_of_examples(x)
-    full, tail = divmod(n, batch_size)
-
-    def run(x: Any) -> Any:
-        return model.apply(params, state, x, train=False)[0]
-
-    # Sliced within the loop: cutting the inputs into batches in advance would copy all of them.
-    y = jax.lax.map(lambda i: run(rows_of(x, i * batch_size, batch_size)), jnp.arange(full))
-    y = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), y)
-    if not tail:
-        return y
-    rest = run(jax.tree.map(lambda a: a[full * batch_size :], x))
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), y, rest)

@@ -2,126 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from nnkit import tree
-from nnkit.train.replay import Operation, Replay, Turn, Value, alike, is_bad, nonfinite
+from nnkit.train.history import History, Operation, Value, is_bad, nonfinite
+from nnkit.train.replay import Replay, alike
+from nnkit.train.report import Report, Statistics
 from nnkit.types import PyTree, Trainer, TrainState
 
-__all__ = ["Report", "Statistics", "explain"]
-
-
-class Statistics(NamedTuple):
-    """An array in numbers; min to std are of its finite entries, NaN where there are none.
-
-    >>> print(Statistics.of(jnp.array([1.0, 3.0, jnp.inf])))
-    float32(3,) min 1 max 3 mean 2 std 1, 0 nan, 1 inf
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-    min: float
-    max: float
-    mean: float
-    std: float
-    nan: int
-    inf: int
-
-    @classmethod
-    def of(cls, x: Any) -> Statistics:
-        """The statistics of an array; of a complex one those of its magnitudes."""
-        x = np.asarray(x)
-        dtype, shape = x.dtype.name, x.shape
-        x = np.abs(x) if jnp.issubdtype(x.dtype, jnp.complexfloating) else x
-        x = x.astype(np.float64)
-        finite = x[np.isfinite(x)]
-        found = (finite.min(), finite.max(), finite.mean(), finite.std()) if finite.size else (np.nan,) * 4
-        return cls(shape, dtype, *map(float, found), int(np.isnan(x).sum()), int(np.isinf(x).sum()))
-
-    def __str__(self) -> str:
-        return (
-            f"{self.dtype}{self.shape} min {self.min:.4g} max {self.max:.4g} mean {self.mean:.4g} "
-            f"std {self.std:.4g}, {self.nan} nan, {self.inf} inf"
-        )
-
-
-class Report(NamedTuple):
-    """What :func:`explain` found.
-
-    Attributes:
-      step: the number of the step, the first being 0.
-      kind: what was wrong first. "batch", "params", "state", "opt_state": it was not finite when it came
-        in; "constant": so was an array that the program holds; "forward": a layer or the loss gave what is
-        not finite for what is; "gradient": the loss is finite, a gradient is not; "update": gradients are
-        finite, what the optimizer made of them is not; "finite": nothing was wrong.
-      path: the layer, "" outside of all layers; the parameter of an update; the leaf of what came in.
-      rows: which rows of the batch are concerned, or None where what went wrong has no batch axis.
-      examples: the numbers of these rows in the data, where ``rows`` was given.
-      operation: the operation that did it, ``log``.
-      line: where that is written, ``nnkit/layers/dense.py:40``.
-      turns: of the loops around it, the outermost first.
-      output: what the operation gave.
-      inputs: what it was made of: what came into the layer from outside, and the operation's operands.
-      params: the layer's parameters.
-      leaves: the parameters that the step made inf or NaN; of "batch" and the like, the leaves that came
-        in so.
-    """
-
-    step: int
-    kind: str
-    path: str = ""
-    rows: tuple[int, ...] | None = None
-    examples: tuple[int, ...] | None = None
-    operation: str = ""
-    line: str = ""
-    turns: tuple[Turn, ...] = ()
-    output: Statistics | None = None
-    inputs: Mapping[str, Statistics] = {}
-    params: Mapping[str, Statistics] = {}
-    leaves: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        lines = [f"step {self.step} (the first is 0): {self._says()}"]
-        if self.operation:
-            turns = "".join(
-                f", turn {t.number}{'' if t.length is None else f' of {t.length}'}" for t in self.turns
-            )
-            lines.append(f"  operation: {self.operation}{turns}, {self.line or 'at an unknown line'}")
-        if self.rows is not None:
-            examples = "" if self.examples is None else f", examples {_listed(self.examples)} of the data"
-            lines.append(f"  rows of the batch: {_listed(self.rows)}{examples}")
-        shown = {} if self.output is None else {"result": self.output}
-        shown |= {**self.inputs, **self.params}
-        width = max(map(len, shown), default=0)
-        lines += [f"  {name.ljust(width)}  {numbers}" for name, numbers in shown.items()]
-        if self.leaves and self.kind in ("gradient", "update"):
-            lines.append(f"  parameters inf or NaN after the step: {_listed(self.leaves)}")
-        return "\n".join(lines)
-
-    def _says(self) -> str:
-        made = "NaN" if self.output is not None and self.output.nan else "inf"
-        layer = f"layer {self.path}" if self.path else "what is outside of all layers (loss, penalty)"
-        return {
-            "batch": f"the batch came in with inf or NaN in {_listed(self.leaves)}",
-            "params": f"the parameters came in with inf or NaN in {_listed(self.leaves)}",
-            "state": f"the layers' state came in with inf or NaN in {_listed(self.leaves)}",
-            "opt_state": f"the optimizer's state came in with inf or NaN in {_listed(self.leaves)}",
-            "constant": f"the forward pass of {layer} made {made} of a constant that is inf or NaN",
-            "forward": f"the forward pass of {layer} made {made} of finite numbers",
-            "gradient": f"the loss is finite, the gradient became {made} in {layer}",
-            "update": f"loss and gradients are finite, the optimizer's update of {self.path} is not",
-            "finite": "all is finite",
-        }[self.kind]
-
-
-def _listed(items: Sequence[Any], most: int = 8) -> str:
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(map(str, items[:most])) + more
+__all__ = ["explain"]
 
 
 def explain(trainer: Trainer, ts: TrainState, batch: Any, *, rows: Any = None) -> Report:
@@ -187,7 +81,9 @@ class _Step:
 
     def _larger(self, trainer: Trainer) -> Any:
         """The same program for a larger batch; one in parts of unequal size needs a certain size for that."""
-        for factor in () if self.size is None else _LARGER:
+        if self.size is None:
+            return None
+        for factor in _LARGER:
             n = factor * self.size
             batch = jax.tree.map(lambda x, n=n: jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype), self.batch)
             try:
@@ -206,7 +102,7 @@ class _Step:
         ]
         which = [name in wanted for name in self.outputs]
         values = Replay().run(self.jaxpr, self.twin, args, which)
-        return {name: v for name, v in zip(self.outputs, values, strict=True) if v is not None and v.bad}
+        return {name: v for name, v in zip(self.outputs, values, strict=True) if v.bad}
 
     def _rows_of(self, name: str, x: Any) -> Any:
         """Each number's row in an array like ``x``, of the batch; None where its dtype has not so many numbers."""
@@ -237,11 +133,11 @@ class _Step:
         return self._forward([bad[others[0]]], ())
 
     def _forward(self, values: Iterable[Value], leaves: tuple[str, ...]) -> Report:
-        history = _History(values)
+        history = History(values)
         return self._came_in(history) or self._made("forward", history, leaves)
 
     def _backward(self, values: Iterable[Value], leaves: tuple[str, ...]) -> Report:
-        history = _History(values)
+        history = History(values)
         if (came_in := self._came_in(history)) is not None:
             return came_in
         first = history.first_backward()
@@ -250,11 +146,11 @@ class _Step:
         return self._made("gradient", history, leaves, at=first)
 
     def _update(self, values: Iterable[Value], leaves: tuple[str, ...]) -> Report:
-        history = _History(values)
+        history = History(values)
         report = self._came_in(history) or self._made("update", history, leaves)
         return report._replace(path=leaves[0]) if report.kind == "update" else report
 
-    def _came_in(self, history: _History) -> Report | None:
+    def _came_in(self, history: History) -> Report | None:
         for part in ("batch", "params", "state", "opt_state"):
             found = [v for v in history.incoming if v.name and v.name.startswith(f"{part}/")]
             if not found:
@@ -273,16 +169,21 @@ class _Step:
         return None
 
     def _made(
-        self, kind: str, history: _History, leaves: tuple[str, ...], at: Operation | None = None
+        self, kind: str, history: History, leaves: tuple[str, ...], at: Operation | None = None
     ) -> Report:
         """The report on the first operation, and on the layer of ``at``, where the gradient went wrong by it."""
-        op = (history if at is None else _History(at.outputs)).birth()
+        op = (history if at is None else History(at.outputs)).birth()
         if op is None:
             return Report(int(self.ts.step), "constant", leaves=leaves)
         at = at or op
         path = _place(op, at.scope.path)
-        if kind == "forward" and any(v.constant for v in op.causes()):
+        if kind == "forward" and op.causes():
             kind = "constant"
+        births = [
+            o
+            for o in history.operations
+            if o.equation is op.equation and bool(o.causes()) == bool(op.causes())
+        ]
         inputs: dict[str, Statistics] = {}
         shown = [("input", v) for v in op.entering] + [("operand", v) for v in op.inputs]
         if at is not op:
@@ -303,7 +204,7 @@ class _Step:
             step=int(self.ts.step),
             kind=kind,
             path=path,
-            rows=self._rows(o for o in history.operations if o.equation is op.equation and not o.causes()),
+            rows=self._rows(births),
             operation=op.name,
             line=op.line,
             turns=op.turns,
@@ -317,6 +218,8 @@ class _Step:
         found: set[int] = set()
         for op in births:
             for v in op.outputs:
+                if v.bad and v.axis is None and op.row is not None:
+                    found.add(op.row)
                 if not v.bad or v.axis is None:
                     continue
                 length = v.x.shape[v.axis]
@@ -374,62 +277,3 @@ def _names(ts: TrainState, other: PyTree, *, last: str) -> list[str]:
 def _path(name: str) -> str:
     """``dense_0/kernel`` of ``params/dense_0/kernel``."""
     return name.partition("/")[2]
-
-
-class _History:
-    """All that bad values were made of.
-
-    Attributes:
-      operations: the operations that made what is not finite.
-      incoming: values that were not finite from the start, constants included.
-    """
-
-    def __init__(self, values: Iterable[Value]):
-        self.operations: list[Operation] = []
-        self.incoming: list[Value] = []
-        seen: set[int] = set()
-        waiting = list(values)
-        while waiting:
-            v = waiting.pop()
-            if id(v) in seen or not v.bad:
-                continue
-            seen.add(id(v))
-            waiting += v.parts
-            if v.made is None:
-                if not v.parts:
-                    self.incoming.append(v)
-            elif id(v.made) not in seen:
-                seen.add(id(v.made))
-                self.operations.append(v.made)
-                waiting += v.made.causes()
-        self.operations.sort(key=lambda op: op.order)
-
-    def birth(self) -> Operation | None:
-        """The first operation that made what is not finite of what is; None where there is no operation.
-
-        Where there is none, a constant is to blame: the first that made a NaN of an inf, or the first of all.
-        """
-        for op in self.operations:
-            if not op.causes():
-                return op
-        for op in self.operations:
-            if any(_has_nan(v.x) for v in op.outputs) and not any(_has_nan(v.x) for v in op.causes()):
-                return op
-        return self.operations[0] if self.operations else None
-
-    def first_backward(self) -> Operation | None:
-        """The first operation of the backward pass that was handed a finite gradient, if there is any."""
-        for op in self.operations:
-            if op.scope.backward and not any(m.scope.backward for v in op.causes() for m in _makers(v)):
-                return op
-        return None
-
-
-def _makers(value: Value) -> list[Operation]:
-    if value.made is not None:
-        return [value.made]
-    return [op for part in value.parts if part.bad for op in _makers(part)]
-
-
-def _has_nan(x: Any) -> bool:
-    return bool(np.isnan(np.asarray(x)).any()) if is_bad(x) else False

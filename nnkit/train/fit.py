@@ -150,8 +150,7 @@ def fit(
     names = check_monitored(trainer, ts, of_step, held_out)
     if early_stopping is not None:
         early.check_monitor(early_stopping, names)
-        if isinstance(ts.stopping, tuple) and not ts.stopping:
-            ts = ts._replace(stopping=early.start(early_stopping, ts, int(ts.step) // given.steps))
+    ts = early.begin(early_stopping, ts, int(ts.step) // given.steps)
     score = _score(early_stopping, names, keep_best)
     if epochs is None:
         assert max_steps is not None

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnkit.train.epochs import dispatch, take
-from nnkit.train.explain import Report, explain
+from nnkit.train.explain import explain
 from nnkit.train.feed import Chunk, Feed
 from nnkit.train.finite import scaled
+from nnkit.train.report import Report
 from nnkit.types import Trainer, TrainState
 
 __all__ = ["BadStep", "NotFiniteError", "find_step", "not_finite"]

@@ -13,7 +13,7 @@ from jax.core import Tracer
 from jax.extend.core import get_opaque_trace_state
 
 from nnkit.checks import check_key
-from nnkit.data import check_batch_size, shuffled_indices
+from nnkit.data import Source, check_batch_size, shuffled_indices
 from nnkit.optim import report
 from nnkit.train.epochs import take
 from nnkit.train.evaluate import _evaluate
@@ -31,7 +31,7 @@ from nnkit.train.preflight import (
 from nnkit.train.stopping import EarlyStopping, begin, check_monitor, restored, update
 from nnkit.types import Array, PyTree, Trainer, TrainState
 
-__all__ = ["run"]
+__all__ = ["Job", "Plan", "compiler_options", "platform_of", "prepare", "run", "train_epochs"]
 
 
 def run(
@@ -99,76 +99,18 @@ def run(
     >>> bool(jax.grad(final_loss)(1e-2) < 0)
     True
     """
-    epochs = whole(epochs, "run(epochs=...)")
-    arrays = _arrays(data, "the training data")
-    n = number_of_examples(arrays)
-    check_batch_size(batch_size, n)
-    held_out = None if validation is None else _arrays(validation, "the validation data")
-    full, tail = divmod(n, batch_size)
-    outermost = get_opaque_trace_state() == _OUTERMOST
-    ts = _first(trainer, arrays, key, state, outermost)
-    plan = _Plan(
-        epochs, int(batch_size), full, 0 if drop_last else tail, bool(shuffle), bool(remat), _done(ts)
-    )
-    if plan.done is not None and plan.done >= epochs * plan.steps:
-        raise ValueError(
-            f"run(epochs={epochs}) has nothing to do: the state has taken {plan.done} steps, which are "
-            f"{plan.done / plan.steps:g} epochs; epochs counts those too"
-        )
-    _check(trainer, ts, arrays, held_out, early_stopping, plan)
-    ts = begin(early_stopping, ts, ts.step // plan.steps)
-    arrays, held_out = jax.tree.map(jnp.asarray, (arrays, held_out))
-    rule, numbers = _split(early_stopping)
-    program = _compiled(_platform(ts)) if outermost else _train
-    return program(trainer, ts, arrays, held_out, numbers, rule=rule, plan=plan)
-
-
-# Compiler options bind only a program that is not within another one or a transformation.
-_OUTERMOST = get_opaque_trace_state()
-
-
-class _Plan(NamedTuple):
-    """What is static in a run."""
-
-    epochs: int
-    batch_size: int
-    full: int
-    tail: int
-    shuffle: bool
-    remat: bool
-    done: int | None  # steps before the run; None where they are traced
-
-    @property
-    def steps(self) -> int:
-        return self.full + (self.tail > 0)
-
-
-def _arrays(data: Any, name: str) -> PyTree:
-    arrays = getattr(data, "arrays", data)
-    if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arrays)):
-        return arrays_of(data, name)
-    return tuple(arrays) if isinstance(arrays, list) else arrays
-
-
-def _first(
-    trainer: Trainer, arrays: PyTree, key: Array | None, state: TrainState | None, outermost: bool
-) -> TrainState:
-    if state is not None:
-        if key is not None:
-            raise TypeError(
-                "run got both a key and state=: the state carries its own key, pass run(trainer, None, ...)"
-            )
-        if not isinstance(state, TrainState):
-            raise TypeError(
-                f"run(state=...) takes a TrainState and got {type(state).__name__}: pass what fit or run returned"
-            )
-        return state
-    if key is None:
-        raise TypeError("run needs a key: pass run(trainer, jax.random.key(0), data, epochs)")
-    check_key(key, "run")
-    x = arrays[0] if isinstance(arrays, tuple) else arrays
-    x = jax.tree.map(lambda a: jnp.asarray(a[:1]), x)
-    return _init(trainer, key, x) if outermost else trainer.init(key, x)
+    options = {
+        "batch_size": batch_size,
+        "validation": validation,
+        "shuffle": shuffle,
+        "drop_last": drop_last,
+        "early_stopping": early_stopping,
+        "remat": remat,
+    }
+    job = prepare("run", trainer, key, data, epochs, state=state, **options)
+    ts = _init(trainer, key, job.example) if job.alone and state is None else job.ts
+    program = _compiled(platform_of(job.arrays)) if job.alone else train_epochs
+    return program(trainer, ts, job.arrays, job.held_out, job.numbers, rule=job.rule, plan=job.plan)
 
 
 # A program of its own, as in fit, so that initial values have fit's bits.
@@ -177,34 +119,146 @@ def _init(trainer: Trainer, key: Array, x: PyTree) -> TrainState:
     return trainer.init(key, x)
 
 
-def _done(ts: TrainState) -> int | None:
-    return None if isinstance(ts.step, Tracer) else int(ts.step)
+@functools.cache
+def _compiled(platform: str) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+    return jax.jit(
+        train_epochs, static_argnames=("trainer", "rule", "plan"), compiler_options=compiler_options(platform)
+    )
 
 
-def _check(
+def compiler_options(platform: str) -> dict[str, Any] | None:
+    """Those of fit's steps; they bind only a program that is not within another or a transformation."""
+    return {"xla_cpu_prefer_vector_width": 512} if platform == "cpu" else None
+
+
+def platform_of(arrays: PyTree) -> str:
+    """The platform that holds the arrays, which are not traced."""
+    return next(iter(jax.tree.leaves(arrays)[0].devices())).platform
+
+
+class Plan(NamedTuple):
+    """What is static in a run.
+
+    ``alone`` says that it is a program of its own, which nothing maps or differentiates.
+    """
+
+    epochs: int
+    batch_size: int
+    full: int
+    tail: int
+    shuffle: bool
+    remat: bool
+    done: int | None  # steps before the run; None where they are traced
+    alone: bool
+
+    @property
+    def steps(self) -> int:
+        return self.full + (self.tail > 0)
+
+
+class Job(NamedTuple):
+    """A run that was checked: what :func:`train_epochs` takes."""
+
+    ts: TrainState  # a spec of it where the run begins anew and is alone
+    example: PyTree
+    arrays: PyTree
+    held_out: PyTree
+    rule: EarlyStopping | None
+    numbers: Any
+    plan: Plan
+
+    @property
+    def alone(self) -> bool:
+        return self.plan.alone
+
+
+_OUTERMOST = get_opaque_trace_state()
+
+
+def prepare(
+    name: str,
     trainer: Trainer,
-    ts: TrainState,
-    arrays: PyTree,
-    held_out: PyTree,
-    rule: EarlyStopping | None,
-    plan: _Plan,
-) -> None:
-    for part, name in ((arrays, "the training data"), (held_out, "the validation data")):
-        if part is not None and not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(part)):
-            check_suited(trainer, ts, part, name)
-    names = check_steps(trainer, ts, arrays, plan.batch_size, plan.tail)
-    check_monitored(trainer, ts, names, held_out)
-    if rule is None:
-        return
-    if not isinstance(rule, EarlyStopping):
-        raise TypeError(
-            f"run(early_stopping=...) takes a rule and got {rule!r}: pass train.early_stopping('val_loss')"
+    key: Array | None,
+    data: Any,
+    epochs: int,
+    *,
+    batch_size: int,
+    validation: Any,
+    shuffle: bool,
+    drop_last: bool,
+    early_stopping: EarlyStopping | None,
+    remat: bool,
+    state: TrainState | None = None,
+) -> Job:
+    """All that can be checked before a run, with ``name`` for the messages."""
+    epochs = whole(epochs, f"{name}(epochs=...)")
+    arrays = _arrays(name, data, "the training data")
+    n = number_of_examples(arrays)
+    check_batch_size(batch_size, n)
+    held_out = None if validation is None else _arrays(name, validation, "the validation data")
+    x = specs(arrays[0] if isinstance(arrays, tuple) else arrays, 1)
+    x = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), x)
+    alone = get_opaque_trace_state() == _OUTERMOST
+    ts = _first(name, trainer, x, key, state, alone)
+    done = 0 if state is None else None if isinstance(state.step, Tracer) else int(state.step)
+    full, tail = divmod(n, batch_size)
+    tail = 0 if drop_last else tail
+    plan = Plan(epochs, int(batch_size), full, tail, bool(shuffle), bool(remat), done, alone)
+    if done is not None and done >= epochs * plan.steps:
+        raise ValueError(
+            f"{name}(epochs={epochs}) has nothing to do: the state has taken {done} steps, which are "
+            f"{done / plan.steps:g} epochs; epochs counts those too"
         )
-    found = {}
-    if held_out is not None:
-        size = checked_batch_size(1000, number_of_examples(held_out))
-        found = jax.eval_shape(trainer.evaluate, ts, specs(held_out, size))
-    check_monitor(rule, [*names, *(f"val_{name}" for name in found)])
+    for part, what in ((arrays, "the training data"), (held_out, "the validation data")):
+        if part is not None and not _is_traced(part):
+            check_suited(trainer, ts, part, what)
+    names = check_steps(trainer, ts, arrays, plan.batch_size, plan.tail)
+    names = check_monitored(trainer, ts, names, held_out)
+    if early_stopping is not None:
+        if not isinstance(early_stopping, EarlyStopping):
+            raise TypeError(
+                f"{name}(early_stopping=...) takes a rule and got {early_stopping!r}: pass "
+                "train.early_stopping('val_loss')"
+            )
+        check_monitor(early_stopping, names)
+    rule, numbers = _split(early_stopping)
+    arrays, held_out = jax.tree.map(jnp.asarray, (arrays, held_out))
+    return Job(ts, x, arrays, held_out, rule, numbers, plan)
+
+
+def _is_traced(arrays: PyTree) -> bool:
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arrays))
+
+
+def _arrays(name: str, data: Any, what: str) -> PyTree:
+    if isinstance(data, Source):
+        raise TypeError(
+            f"{name} takes {what} as arrays and got a source of batches: a program without a host loop cannot "
+            "wait for one, pass it to train.fit"
+        )
+    arrays = getattr(data, "arrays", data)
+    if not _is_traced(arrays):
+        return arrays_of(data, what)
+    return tuple(arrays) if isinstance(arrays, list) else arrays
+
+
+def _first(
+    name: str, trainer: Trainer, x: PyTree, key: Array | None, state: TrainState | None, alone: bool
+) -> TrainState:
+    if state is not None:
+        if key is not None:
+            raise TypeError(
+                f"{name} got both a key and state=: the state carries its own key, pass None for the key"
+            )
+        if not isinstance(state, TrainState):
+            raise TypeError(
+                f"{name}(state=...) takes a TrainState and got {type(state).__name__}: pass what fit or run returned"
+            )
+        return state
+    if key is None:
+        raise TypeError(f"{name} needs a key: pass {name}(trainer, jax.random.key(0), data, epochs)")
+    check_key(key, name)
+    return jax.eval_shape(trainer.init, key, x) if alone else trainer.init(key, x)
 
 
 def _split(rule: EarlyStopping | None) -> tuple[EarlyStopping | None, Any]:
@@ -222,18 +276,7 @@ def _joined(rule: EarlyStopping, numbers: Any) -> EarlyStopping:
     )
 
 
-def _platform(ts: TrainState) -> str:
-    return next(iter(ts.key.devices())).platform
-
-
-@functools.cache
-def _compiled(platform: str) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
-    """The run as a program of its own, with the compiler options of fit's steps."""
-    wide = {"xla_cpu_prefer_vector_width": 512} if platform == "cpu" else None
-    return jax.jit(_train, static_argnames=("trainer", "rule", "plan"), compiler_options=wide)
-
-
-def _train(
+def train_epochs(
     trainer: Trainer,
     ts: TrainState,
     arrays: PyTree,
@@ -241,11 +284,13 @@ def _train(
     numbers: Any,
     *,
     rule: EarlyStopping | None,
-    plan: _Plan,
+    plan: Plan,
 ) -> tuple[TrainState, dict[str, Array]]:
+    """The epochs of a job: the state at the end, and the history."""
     rule = None if rule is None else _joined(rule, numbers)
+    ts = begin(rule, ts, ts.step // plan.steps)
     epoch = functools.partial(_epoch, trainer, arrays, held_out, rule, plan)
-    if plan.remat:
+    if plan.remat and not plan.alone:
         epoch = jax.checkpoint(epoch, prevent_cse=False, static_argnums=2)
 
     def body(ts: TrainState, number: Any, first: int = 0) -> tuple[TrainState, dict[str, Array]]:
@@ -255,10 +300,7 @@ def _train(
             # The step of a state that has stopped does not move on, so the epochs after it are not due.
             due = jnp.bool_(True) if plan.done is not None else ts.step == number * plan.steps
             due = due if rule is None else due & ~ts.stopping.stopped
-            like = jax.eval_shape(lambda ts: epoch(ts, number, first), ts)
-            ts, row = jax.lax.cond(
-                due, lambda ts: epoch(ts, number, first), lambda ts: (_typed(ts, like[0]), _nan(like[1])), ts
-            )
+            ts, row = _if_due(due, lambda ts: epoch(ts, number, first), ts, plan)
         return ts, {"step": jnp.minimum(ts.step, (number + 1) * plan.steps), **row}
 
     before, first = divmod(plan.done or 0, plan.steps)
@@ -280,7 +322,7 @@ def _epoch(
     arrays: PyTree,
     held_out: PyTree,
     rule: EarlyStopping | None,
-    plan: _Plan,
+    plan: Plan,
     ts: TrainState,
     number: Any,
     first: int,
@@ -301,33 +343,52 @@ def _epoch(
 
 
 def _steps(
-    trainer: Trainer, ts: TrainState, arrays: PyTree, order: Array, first: int, plan: _Plan
+    trainer: Trainer, ts: TrainState, arrays: PyTree, order: Array, first: int, plan: Plan
 ) -> tuple[TrainState, dict[str, Array]]:
     """An epoch's steps, and the metrics of each, (steps,)."""
 
-    def step(ts: TrainState, order: Array, start: Any, size: int) -> tuple[TrainState, dict[str, Array]]:
+    def step(start: Any, size: int, ts: TrainState) -> tuple[TrainState, dict[str, Array]]:
         return trainer.step(ts, take(arrays, jax.lax.dynamic_slice_in_dim(order, start, size)))
 
     def body(ts: TrainState, i: Any) -> tuple[TrainState, dict[str, Array]]:
-        return step(ts, order, i * plan.batch_size, plan.batch_size)
+        return step(i * plan.batch_size, plan.batch_size, ts)
 
-    def alone(ts: TrainState, start: int, size: int) -> tuple[TrainState, dict[str, Array]]:
-        # A step outside of a loop would be fused with what is around it, and round differently than in fit.
-        barrier = jax.lax.optimization_barrier
-        ts, metrics = barrier(step(*barrier((ts, order)), start, size))
-        return ts, jax.tree.map(lambda m: m[None], metrics)
+    def single(start: int, size: int) -> tuple[TrainState, dict[str, Array]]:
+        one = functools.partial(step, start, size)
+        if not plan.alone:
+            return one(ts)
+        # Outside of a loop it would be fused with what is around it, and be rounded differently than in fit.
+        return _if_due(jax.lax.optimization_barrier(jnp.bool_(True)), one, ts, plan)
 
     parts = []
     if plan.full - first > 1:
         ts, metrics = jax.lax.scan(body, ts, jnp.arange(first, plan.full, dtype=jnp.int32))
         parts.append(metrics)
-    elif plan.full > first:  # a loop of one step XLA would unroll
-        ts, metrics = alone(ts, first * plan.batch_size, plan.batch_size)
-        parts.append(metrics)
+    elif plan.full > first:  # XLA would unroll a loop of one step
+        ts, metrics = single(first * plan.batch_size, plan.batch_size)
+        parts.append(jax.tree.map(lambda m: m[None], metrics))
     if plan.tail:
-        ts, metrics = alone(ts, plan.full * plan.batch_size, plan.tail)
-        parts.append(metrics)
+        ts, metrics = single(plan.full * plan.batch_size, plan.tail)
+        parts.append(jax.tree.map(lambda m: m[None], metrics))
     return ts, jax.tree.map(lambda *m: jnp.concatenate(m), *parts)
+
+
+def _if_due(
+    due: Array, f: Callable[[TrainState], tuple[TrainState, dict[str, Array]]], ts: TrainState, plan: Plan
+) -> tuple[TrainState, dict[str, Array]]:
+    """``f(ts)``, or ``ts`` as it is and NaN for metrics where it is not due, which then costs nothing.
+
+    Alone it is a loop of one round or none, which rounds as fit's loop does where a branch of a condition
+    does not (convolutions on a CPU); but a loop whose length is not known has no derivative in reverse.
+    """
+    like = jax.eval_shape(f, ts)
+
+    def not_due(ts: TrainState) -> tuple[TrainState, dict[str, Array]]:
+        return _typed(ts, like[0]), jax.tree.map(_none, like[1])
+
+    if plan.alone:
+        return jax.lax.fori_loop(0, due.astype(jnp.int32), lambda _, carry: f(carry[0]), not_due(ts))
+    return jax.lax.cond(due, f, not_due, ts)
 
 
 def _typed(ts: TrainState, like: TrainState) -> TrainState:
@@ -337,8 +398,9 @@ def _typed(ts: TrainState, like: TrainState) -> TrainState:
     )
 
 
-def _nan(like: dict[str, Any]) -> dict[str, Array]:
-    return {name: jnp.full(metric.shape, jnp.nan, metric.dtype) for name, metric in like.items()}
+def _none(metric: Any) -> Array:
+    """What stands for a metric that was not computed."""
+    return jnp.full(metric.shape, jnp.nan if jnp.issubdtype(metric.dtype, jnp.inexact) else 0, metric.dtype)
 
 
 def _earlier(rows: dict[str, Array], epochs: int, steps: int) -> dict[str, Array]:

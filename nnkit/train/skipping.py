@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from nnkit.optim.conditional import of_dtype
+from nnkit.optim.loss_scale import LossScaleState
 from nnkit.types import PyTree, Trainer, TrainState
 
-__all__ = ["finite_gradients", "keep_unless", "skip_nonfinite", "with_skipped"]
+__all__ = ["is_finite", "keep_unless", "skip_nonfinite", "with_skipped"]
 
 
 def skip_nonfinite(trainer: Trainer) -> Trainer:
@@ -22,7 +23,7 @@ def skip_nonfinite(trainer: Trainer) -> Trainer:
     state or the optimizer's state has become so in this step, all three stay as they were. The step is
     counted all the same, so that the next one draws other random numbers, and the metric ``skipped`` is
     1, otherwise 0; the other metrics are as they came, the loss perhaps NaN. A gradient that the
-    optimizer itself made harmless leaves nothing to see, and is taken.
+    optimizer itself made harmless leaves nothing to see, and is taken; a loss scale that has fallen stays so.
 
     Args:
       trainer: whose ``step`` is looked at.
@@ -51,16 +52,39 @@ def skip_nonfinite(trainer: Trainer) -> Trainer:
             )
         old = (ts.params, ts.state, ts.opt_state)
         found = (new.params, new.state, new.opt_state)
-        finite = jnp.isfinite(metrics["loss"]).all()
-        for before, after in zip(jax.tree.leaves(old), jax.tree.leaves(found), strict=True):
-            if jnp.issubdtype(jnp.result_type(after), jnp.inexact):
-                # inf may be what an optimizer begins with, as the best value so far.
-                finite &= (jnp.isfinite(after) | ~jnp.isfinite(before)).all()
-        kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), found, old)
-        new = new._replace(params=kept[0], state=kept[1], opt_state=kept[2])
+        loss = metrics["loss"]
+        finite = jnp.isfinite(loss) & ~_became_nonfinite(loss, old, found)
+        params, state, opt_state = keep_unless(finite, lambda: found, old)
+        for scale in _loss_scales(new.opt_state):
+            # It has left out the update by itself, and is to fall.
+            opt_state = keep_unless(~scale.last_finite, lambda: new.opt_state, opt_state)
+        new = new._replace(params=params, state=state, opt_state=opt_state)
         return new, with_skipped(metrics, finite)
 
     return trainer._replace(skipping=skipping)
+
+
+def _loss_scales(opt_state: PyTree) -> list[LossScaleState]:
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, LossScaleState))
+    return [node for node in nodes if isinstance(node, LossScaleState)]
+
+
+def _became_nonfinite(loss: Array, old: PyTree, new: PyTree) -> Bool[Array, ""]:
+    """Whether a number is inf or NaN that was not. inf may be what an optimizer begins with, as its best value."""
+    both = zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
+    pairs = [(before, after) for before, after in both if jnp.issubdtype(after.dtype, jnp.inexact)]
+
+    def found(pairs: list[tuple[Array, Array]]) -> Bool[Array, ""]:
+        bad = jnp.array(False)
+        for before, after in pairs:
+            bad |= (~jnp.isfinite(after) & jnp.isfinite(before)).any()
+        return bad
+
+    large = [pair for pair in pairs if pair[1].ndim > 1]
+    # What was before is looked at only where not all is finite now.
+    sound = is_finite(loss, [after for _, after in large])
+    bad = jax.lax.cond(sound, lambda: jnp.array(False), lambda: found(large))
+    return bad | found([pair for pair in pairs if pair[1].ndim <= 1])
 
 
 def with_skipped(metrics: dict[str, Array], finite: Bool[Array, ""]) -> dict[str, Array]:
@@ -72,8 +96,8 @@ def with_skipped(metrics: dict[str, Array], finite: Bool[Array, ""]) -> dict[str
     return {**metrics, "skipped": 1 - finite.astype(jnp.float32)}
 
 
-def finite_gradients(value: Array, grads: PyTree) -> Bool[Array, ""]:
-    """Whether the loss and all gradients are finite.
+def is_finite(value: Array, grads: PyTree) -> Bool[Array, ""]:
+    """Whether a loss and its gradients, all of them, are finite.
 
     Every matrix is multiplied by a vector of zeros: 0·x is NaN where x is inf or NaN, and a product of a
     matrix and a vector reads the matrix as fast as memory gives it, which XLA's reductions on a CPU do
@@ -81,7 +105,7 @@ def finite_gradients(value: Array, grads: PyTree) -> Bool[Array, ""]:
     The zeros are made from the loss, so that no compiler knows them for zeros.
 
     >>> grads = {"kernel": jnp.ones((2, 3)), "bias": jnp.array([1.0, jnp.inf])}
-    >>> bool(finite_gradients(jnp.float32(0.0), grads))
+    >>> bool(is_finite(jnp.float32(0.0), grads))
     False
     """
     finite = jnp.isfinite(value)

@@ -15,6 +15,7 @@ import numpy as np
 
 from nnkit.data.batch_source import Source, check_source, checked_batches
 from nnkit.train.feed import Chunk
+from nnkit.train.preflight import whole
 from nnkit.types import Array, PyTree
 
 __all__ = ["Streaming"]
@@ -48,7 +49,8 @@ class Streaming:
       waited: the seconds that the loop has waited for chunks, in all; never less than the device has.
 
     Raises:
-      ValueError: the source's numbers do not agree, or its batches cannot be divided by ``sharding``.
+      ValueError: the source's numbers do not agree, its batches cannot be divided by ``sharding``, or a
+        number of steps or bytes is no whole number of at least 1.
 
     >>> source = data.stream((np.ones((10, 2), "f"), np.ones((10, 1), "f")), 4)
     >>> with train.Streaming(source, steps_per_call=100) as feed:
@@ -131,10 +133,11 @@ class _Plan:
         # Buffers have the dtypes of the device: a double is rounded on the way in and not once more.
         dtypes = [jax.dtypes.canonicalize_dtype(leaf.dtype) for leaf in leaves]
         self.rows = [(leaf.shape[1:], dtype) for leaf, dtype in zip(leaves, dtypes, strict=True)]
-        if sharding is not None:
+        if sharding is not None and jax.process_count() == 1:
             _check_sharding(sharding, leaves, self.tail)
         batch = sum(np.zeros(shape, dtype).nbytes for shape, dtype in self.rows) * self.size
-        most = min(steps_per_call, max(1, chunk_bytes // max(1, batch)), max(1, self.full))
+        room = max(1, whole(chunk_bytes, "Streaming(chunk_bytes=...)") // max(1, batch))
+        most = min(whole(steps_per_call, "Streaming(steps_per_call=...)"), room, max(1, self.full))
         most = 1 if sharding is not None else most
         # Chunks of like length: a short last one would leave little time to read the next epoch's first.
         self.capacity = -(-self.full // -(-self.full // most)) if self.full else 1
@@ -203,7 +206,8 @@ class _Line(threading.Thread):
         self._most = 1
         self._error: BaseException | None = None
         self._closed = False
-        self._settings = jax.config.jax_enable_x64, jax.config.jax_default_device
+        config: Any = jax.config
+        self._settings = config.jax_enable_x64, config.jax_default_device
 
     def last(self, epoch: int) -> bool:
         """Whether the thread has nothing more to do after this epoch."""
@@ -253,10 +257,9 @@ class _Line(threading.Thread):
                 for at in range(count):
                     if self._closed:
                         return False
-                    for memory, leaf in zip(leaves, jax.tree.leaves(next(batches)), strict=True):
-                        np.copyto(memory[at * size : (at + 1) * size], leaf, casting="same_kind")
+                    _write(next(batches), leaves, slice(at * size, (at + 1) * size))
                 arrays = plan.put(leaves)
-                del leaves, memory
+                del leaves
                 # Where several processes give their parts the batch is larger than this one's.
                 size = jax.tree.leaves(arrays)[0].shape[0] // capacity
                 if not self._hand_over(Chunk(arrays, None, 0, count, size, capacity)):
@@ -274,6 +277,11 @@ class _Line(threading.Thread):
             return not self._closed
 
 
+def _write(batch: PyTree, leaves: list[np.ndarray], rows: slice) -> None:
+    for memory, leaf in zip(leaves, jax.tree.leaves(batch), strict=True):
+        np.copyto(memory[rows], leaf, casting="same_kind")
+
+
 def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """Uninitialised memory at a multiple of 64 bytes, which on a CPU is an array for JAX as it is."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -287,21 +295,20 @@ def _on_host(key: Array) -> Array:
 
     Threefry's numbers are the same on every device; those of other generators are not.
     """
-    data, kind = np.asarray(jax.random.key_data(key)), jax.random.key_impl(key)
+    # A copy: the loop gives the state's key away with the rest of the state.
+    data, kind, host = np.array(jax.random.key_data(key)), jax.random.key_impl(key), None
     if str(kind) == "threefry2x32":
-        # In a process that was told to use no CPU the key stays where it is.
+        # In a process that was told to use no CPU the key stays where the default is.
         with contextlib.suppress(RuntimeError):
-            data = jax.device_put(data, jax.local_devices(backend="cpu")[0])
-    return jax.random.wrap_key_data(data, impl=kind)
+            host = jax.local_devices(backend="cpu")[0]
+    return jax.random.wrap_key_data(jax.device_put(data, host), impl=kind)
 
 
 def _check_sharding(sharding: jax.sharding.Sharding, leaves: list[Any], tail: int) -> None:
-    local = jax.process_count() == 1
     for leaf in leaves:
         for rows in (leaf.shape[0], tail) if tail else (leaf.shape[0],):
             try:
-                if local:
-                    sharding.shard_shape((rows, *leaf.shape[1:]))
+                sharding.shard_shape((rows, *leaf.shape[1:]))
             except ValueError as error:
                 what = (
                     f"the last batch of each epoch has {rows} examples"

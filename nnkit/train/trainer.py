@@ -18,7 +18,7 @@ from nnkit.optim.scalars import Scalar
 from nnkit.train.gradients import StepLoss
 from nnkit.train.objective import Penalty, check_supervised, supervised
 from nnkit.train.preflight import whole
-from nnkit.train.skipping import finite_gradients, keep_unless, with_skipped
+from nnkit.train.skipping import is_finite, keep_unless, with_skipped
 from nnkit.types import (
     Array,
     GradientTransformation,
@@ -161,7 +161,7 @@ def _trainer(
         plain = unscale(grads, scale) if is_scaled else grads
         finite = jnp.array(True)
         if may_skip:
-            finite = finite_gradients(value, plain)
+            finite = is_finite(value, plain)
         elif is_scaled:
             finite = all_finite(plain)
         if is_scaled:

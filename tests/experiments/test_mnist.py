@@ -50,7 +50,8 @@ def finished(tmp_path_factory) -> Path:
 
 def test_a_run_leaves_its_folder(finished):
     assert {path.name for path in finished.iterdir()} == {
-        "config.json", "metrics.csv", "result.json", "model.npz", "curves.png", "confusion.png", "mistakes.png",
+        "config.json", "metrics.csv", "metrics.jsonl", "checkpoints", "result.json", "model.npz", "model.json",
+        "curves.png", "confusion.png", "mistakes.png",
     }  # fmt: skip
     config = json.loads((finished / "config.json").read_text())
     assert config["config"]["epochs"] == 4
@@ -89,7 +90,7 @@ def test_the_same_seed_gives_the_same_bits_in_another_process(finished, tmp_path
 def test_prediction_notices_other_parameters_and_other_records(finished, tmp_path):
     copy = tmp_path / "copy"
     copy.mkdir()
-    for path in finished.iterdir():
+    for path in filter(Path.is_file, finished.iterdir()):
         (copy / path.name).write_bytes(path.read_bytes())
     tree = train.load_tree(copy / "model.npz")
     tree["params"]["dense_0"]["kernel"] = tree["params"]["dense_0"]["kernel"] * 0
@@ -124,10 +125,13 @@ def test_an_interrupted_run_leaves_whole_files(tmp_path):
         process.kill()
     assert process.returncode == 130
     assert "interrupted: the epochs so far are in" in stderr
+    assert f"go on with: nnkit resume {metrics.parent}" in stderr
     assert "Traceback" not in stderr
     rows = train.read_metrics(metrics.parent)
     assert [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
-    assert {path.name for path in metrics.parent.iterdir()} == {"config.json", "metrics.csv"}
+    assert {path.name for path in metrics.parent.iterdir()} == {
+        "config.json", "metrics.csv", "metrics.jsonl", "checkpoints",
+    }  # fmt: skip
 
 
 def test_a_folder_of_idx_files(mnist, tmp_path):

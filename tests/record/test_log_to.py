@@ -6,6 +6,7 @@ import subprocess
 import sys
 import types
 import warnings
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -120,7 +121,9 @@ def test_a_logger_that_fails_is_a_warning_and_after_three_in_a_row_left_alone():
         callback("start", view())
     with pytest.warns(RuntimeWarning, match=message.format("scalars", "")):
         callback("epoch", view(1, loss=0.0))
-    with pytest.warns(RuntimeWarning, match=message.format("scalars", ", and the logger is not called again")):
+    with pytest.warns(
+        RuntimeWarning, match=message.format("scalars", ", and the logger is not called again")
+    ):
         callback("epoch", view(2, loss=0.0))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -138,8 +141,8 @@ def test_a_success_starts_the_count_again():
 
     shaky = Shaky()
     callback = record.log_to(shaky)
-    with pytest.warns(RuntimeWarning, match="TimeoutError: slow"):
-        for step in range(1, 13):
+    for step in range(1, 13):
+        with pytest.warns(RuntimeWarning, match="TimeoutError: slow") if step % 3 else nullcontext():
             callback("epoch", view(step, loss=0.0))
     assert [call[1] for call in shaky.told] == [3, 6, 9, 12]
 
@@ -177,7 +180,10 @@ def test_process_0_speaks_alone(monkeypatch):
     ("arguments", "message"),
     [
         ({"logger": "runs/first"}, "log_to needs a logger and got str, which has no scalars, histograms, "),
-        ({"every": 0}, r"log_to\(every=...\), unless it is 'epoch', must be a whole number of at least 1, got 0"),
+        (
+            {"every": 0},
+            r"log_to\(every=...\), unless it is 'epoch', must be a whole number of at least 1, got 0",
+        ),
         ({"every": "step"}, "must be a whole number of at least 1, got 'step'"),
         ({"images": np.zeros((2, 2))}, r"log_to\(images=...\) takes a function of the view, got ndarray"),
     ],

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,9 @@ from nnkit.train.files import is_leftover
 
 _AT_START = 0.15
 """The part of the kills that come before the first steps: while the run is opened, restored and compiled."""
+
+_LIVES = 5
+"""A process is killed within this part of the time that the undisturbed run takes from its first steps on."""
 
 
 def train_once(run_dir: str, seed: int, final: str) -> None:
@@ -63,7 +67,7 @@ def train_once(run_dir: str, seed: int, final: str) -> None:
         key=jax.random.key(seed),
         batch_size=16,
         validation=(x[150:], y[150:]),
-        early_stopping=train.early_stopping(patience=6, restore_best=True),
+        early_stopping=train.early_stopping(patience=8, restore_best=True),
         run_dir=run_dir,
         resume=True,
         checkpoint_every=3,
@@ -76,18 +80,31 @@ def train_once(run_dir: str, seed: int, final: str) -> None:
 
 
 def serve() -> None:
-    """For each line of the input, a process that trains: forked, so that the imports are done once."""
+    """For each line of the input, a process that trains: forked, so that the imports are done once.
+
+    The undisturbed run keeps its compiled programs for those after it, which only read them: a killed process
+    spends its time on training.
+    """
     for line in sys.stdin:
         child = os.fork()
         if not child:
             warnings.simplefilter("error")  # A damaged checkpoint is a warning.
-            status = 1
-            with contextlib.suppress(SystemExit):
-                train_once(**json.loads(line))
-                status = 0
-            os._exit(status)
+            order = json.loads(line)
+            _use_cache(order.pop("cache"), writes=order.pop("writes"))
+            try:
+                train_once(**order)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
         print(f"process {child}", flush=True)
         print(f"ended {os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}", flush=True)
+
+
+def _use_cache(folder: str, *, writes: bool) -> None:
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0 if writes else 1e9)
 
 
 class Counts(NamedTuple):
@@ -106,24 +123,24 @@ class Counts(NamedTuple):
     saving: int = 0
 
 
-def kill_and_compare(kills: int, seed: int, folder: Path, *, within: float, tell: Any = print) -> Counts:
+def kill_and_compare(kills: int, seed: int, folder: Path, *, tell: Any = print) -> Counts:
     """Kills so many processes; raises AssertionError where a run is not what an undisturbed one is."""
     moments, counts = random.Random(seed), Counts()
     with _server() as server:
         while counts.kills < kills:
             name = f"{counts.runs}"
-            undisturbed = _Run(folder / "undisturbed" / name, seed + counts.runs)
+            undisturbed = Run(folder / "undisturbed" / name, seed + counts.runs)
             assert undisturbed.go_on(server, None), "the undisturbed run did not reach its end"
-            run = _Run(folder / "killed" / name, seed + counts.runs)
+            run = Run(folder / "killed" / name, seed + counts.runs)
             before = counts.kills
             while True:
-                moment = moments.uniform(0, within) if counts.kills < kills else None
+                moment = moments.uniform(0, undisturbed.seconds / _LIVES) if counts.kills < kills else None
                 at_start = moments.random() < _AT_START
                 if run.go_on(server, moment, at_start):
                     break
                 counts = counts._replace(
                     kills=counts.kills + 1,
-                    starting=counts.starting + at_start,
+                    starting=counts.starting + (not run.took_steps),
                     saving=counts.saving + run.is_half_saved(),
                 )
             counts = counts._replace(runs=counts.runs + 1)
@@ -135,20 +152,24 @@ def kill_and_compare(kills: int, seed: int, folder: Path, *, within: float, tell
     return counts
 
 
-class _Run:
+class Run:
     """A run folder, and where the end result goes."""
 
     def __init__(self, folder: Path, seed: int):
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.cache = folder.parent.parent / "cache"
+        self.seconds, self.took_steps = 0.0, False
         self.run_dir, self.final, self.seed = folder / "run", folder / "final.npz", seed
 
     def go_on(self, server: subprocess.Popen[str], moment: float | None, at_start: bool = False) -> bool:
         """Starts a process and kills it at the moment, if any; whether it came to its end before."""
         pipe_in, pipe_out = _pipes(server)
         order = {"run_dir": str(self.run_dir), "seed": self.seed, "final": str(self.final)}
+        order |= {"cache": str(self.cache), "writes": moment is None}
         print(json.dumps(order), file=pipe_in, flush=True)
         process = int(pipe_out.readline().split()[1])
         said = "" if at_start else pipe_out.readline()
+        under_way = time.monotonic()
         if moment is not None and not said.startswith("ended"):
             time.sleep(moment)
             with contextlib.suppress(ProcessLookupError):
@@ -156,6 +177,9 @@ class _Run:
         while not said.startswith("ended"):
             said = pipe_out.readline()
             assert said, "the server of training processes ended"
+            at_start &= said.startswith("ended")
+        self.took_steps = not at_start
+        self.seconds = time.monotonic() - under_way
         status = int(said.split()[1])
         assert status in (0, -signal.SIGKILL), "a training process failed: its error stands above"
         return status == 0
@@ -170,7 +194,7 @@ class _Run:
         return len(train.read_metrics(self.run_dir))
 
 
-def compare(undisturbed: _Run, killed: _Run) -> None:
+def compare(undisturbed: Run, killed: Run) -> None:
     """Raises AssertionError where the two runs did not leave the same bits."""
     one, other = undisturbed.run_dir, killed.run_dir
     assert undisturbed.final.read_bytes() == killed.final.read_bytes(), "fit returned another state"
@@ -214,14 +238,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Kills training processes at random moments.")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0, help="of the moments and of the runs")
-    parser.add_argument("--within", type=float, default=1.5, help="seconds in which a kill comes")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
         return serve()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        counts = kill_and_compare(arguments.kills, arguments.seed, Path(folder), within=arguments.within)
+        counts = kill_and_compare(arguments.kills, arguments.seed, Path(folder))
     print(
         f"{counts.kills} kills in {counts.runs} runs, {counts.starting} of them before the first step and "
         f"{counts.saving} in the middle of a save: the same bits as undisturbed runs "

@@ -22,8 +22,8 @@ import pytest
 
 from nnkit import optim
 from nnkit.packing import Packed, unpack
-from nnkit.train import CheckpointError, Checkpoints, checkpoint_files, restore
-from nnkit.train.checkpoint_files import read_entry
+from nnkit.train import CheckpointError, Checkpoints, checkpoint_files, checkpoints, restore
+from nnkit.train.checkpoint_files import read_entry, step_of
 from nnkit.train.checkpoints import steps
 from nnkit.train.host_copies import HostArray, HostCopies
 from tests.train.test_saving import ML_DTYPES, NUMPY_DTYPES, any_bits, assert_same, spec, train_state
@@ -177,34 +177,73 @@ def test_nothing_saved_is_none(tmp_path):
 NAN = math.nan
 
 
-@pytest.mark.parametrize(
-    ("scores", "options", "kept"),
-    [
-        ([None] * 4, {}, [3, 4]),
-        ([None] * 4, {"keep_last": 1}, [4]),
-        ([0.1, 0.2, 0.3, 0.4], {"keep_best": 1}, [1, 3, 4]),
-        ([0.1, 0.2, 0.3, 0.4], {"keep_best": 1, "mode": "max"}, [3, 4]),
-        ([0.9, 0.2, 0.3, 0.4, 0.5], {"keep_best": 2, "keep_last": 1, "mode": "max"}, [1, 5]),
-        ([0.9, 0.8, 0.3, 0.4, 0.5], {"keep_best": 2, "keep_last": 1, "mode": "max"}, [1, 2, 5]),
-        ([NAN, 0.2, 0.3, 0.4], {"keep_best": 1, "keep_last": 1}, [2, 4]),
-        ([NAN, 0.2, 0.3, 0.4], {"keep_best": 1, "keep_last": 1, "mode": "max"}, [4]),
-        ([NAN, NAN, NAN], {"keep_best": 2, "keep_last": 1}, [3]),
-        ([0.5, None, 0.7], {"keep_best": 1, "keep_last": 1}, [1, 3]),
-        ([0.2, 0.2, 0.3], {"keep_best": 1, "keep_last": 1}, [1, 3]),
-        ([math.inf, -math.inf, 0.0], {"keep_best": 1, "keep_last": 1}, [2, 3]),
-        ([0.3, 0.2, 0.1], {"keep_best": 9, "keep_last": 1}, [1, 2, 3]),
-    ],
-)
-@pytest.mark.parametrize("reopened", [False, True])
-def test_the_last_and_the_best_are_kept(tmp_path, scores, options, kept, reopened):
-    store = Checkpoints(tmp_path, asynchronous=False, **options)
+KEPT = [
+    ([None] * 4, {}, [3, 4]),
+    ([None] * 4, {"keep_last": 1}, [4]),
+    ([0.1, 0.2, 0.3, 0.4], {"keep_best": 1}, [1, 3, 4]),
+    ([0.1, 0.2, 0.3, 0.4], {"keep_best": 1, "mode": "max"}, [3, 4]),
+    ([0.9, 0.2, 0.3, 0.4, 0.5], {"keep_best": 2, "keep_last": 1, "mode": "max"}, [1, 5]),
+    ([0.9, 0.8, 0.3, 0.4, 0.5], {"keep_best": 2, "keep_last": 1, "mode": "max"}, [1, 2, 5]),
+    ([NAN, 0.2, 0.3, 0.4], {"keep_best": 1, "keep_last": 1}, [2, 4]),
+    ([0.2, NAN, 0.3, 0.4], {"keep_best": 1, "keep_last": 1}, [1, 4]),
+    ([NAN, 0.2, 0.3, 0.4], {"keep_best": 1, "keep_last": 1, "mode": "max"}, [4]),
+    ([NAN, NAN, NAN], {"keep_best": 2, "keep_last": 1}, [3]),
+    ([0.5, None, 0.7], {"keep_best": 1, "keep_last": 1}, [1, 3]),
+    ([0.2, 0.2, 0.3], {"keep_best": 1, "keep_last": 1}, [1, 3]),
+    ([math.inf, -math.inf, 0.0], {"keep_best": 1, "keep_last": 1}, [2, 3]),
+    ([0.3, 0.2, 0.1], {"keep_best": 9, "keep_last": 1}, [1, 2, 3]),
+]
+
+
+def check_kept(
+    folder: Path, scores: list[float | None], options: Any, kept: list[int], reopened: bool
+) -> None:
+    store = Checkpoints(folder, asynchronous=False, **options)
     for step, score in enumerate(scores, 1):
         if reopened:
-            store = Checkpoints(tmp_path, asynchronous=False, **options)
+            store = Checkpoints(folder, asynchronous=False, **options)
         store.save(step, {}, {}, score=score)
-        assert max(steps(tmp_path)) == step
-    assert steps(tmp_path) == kept
-    assert sorted(os.listdir(tmp_path)) == [f"step_{step:09d}" for step in kept]
+        assert max(steps(folder)) == step
+    assert steps(folder) == kept
+    assert sorted(os.listdir(folder)) == [f"step_{step:09d}" for step in kept]
+
+
+@pytest.mark.parametrize(("scores", "options", "kept"), KEPT)
+@pytest.mark.parametrize("reopened", [False, True])
+def test_the_last_and_the_best_are_kept(tmp_path, scores, options, kept, reopened):
+    check_kept(tmp_path, scores, options, kept, reopened)
+
+
+def _ranked(scores: Any, key: Callable[[float, int], Any]) -> list[Path]:
+    found = {path: score for path, score in scores.items() if score is not None}
+    return sorted(found, key=lambda path: key(found[path], step_of(path)))
+
+
+TRUE_BEST = checkpoints._best
+RANKINGS: dict[str, Callable[[Any, Any], list[Path]]] = {
+    "NaN like another number": lambda scores, mode: _ranked(
+        scores, lambda s, n: (1 if mode == "min" else -1) * s if s == s else -math.inf
+    ),
+    "always the least": lambda scores, mode: TRUE_BEST(scores, "min"),
+    "the later of equal ones": lambda scores, mode: _ranked(
+        {p: s for p, s in scores.items() if s == s},
+        lambda s, n: ((1 if mode == "min" else -1) * (s or 0), -n),
+    ),
+    "none": lambda scores, mode: [],
+}
+
+
+@pytest.mark.parametrize("ranking", RANKINGS)
+def test_wrong_rankings_fail_the_test_of_what_is_kept(tmp_path, monkeypatch, ranking):
+    monkeypatch.setattr(checkpoints, "_best", RANKINGS[ranking])
+    failed = 0
+    for number, row in enumerate(KEPT):
+        (folder := tmp_path / str(number)).mkdir()
+        try:
+            check_kept(folder, *row, reopened=False)
+        except AssertionError:
+            failed += 1
+    assert failed
 
 
 def test_the_best_is_restored(tmp_path):

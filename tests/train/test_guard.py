@@ -1,165 +1,291 @@
-"""The first inf or NaN of a run is found at exactly its step, layer and rows, and said to be there."""
+"""The step by which a run became inf or NaN is found, and the same run with smaller updates."""
 
 from __future__ import annotations
 
 import importlib
 import pickle
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nnkit import layers, losses, optim, train
-from nnkit.layers.children import visiting
-from nnkit.train import guard
-from nnkit.train.explain import Report, Statistics
+from nnkit import layers, losses, optim, train, tree
+from nnkit.train import finite, guard
+from nnkit.train.epochs import dispatch
 from nnkit.train.feed import Chunk, Resident
-from nnkit.types import Layer
+from nnkit.types import Trainer
 
 KEY = jax.random.key(0)
-N, WIDTH = 6, 6  # as many rows as features, so that axes cannot be told apart by their lengths
-X = np.asarray(jax.random.normal(jax.random.key(1), (N, WIDTH)))
-Y = np.zeros((N, WIDTH), np.float32)
-dense, serial, stateless, named = layers.dense, layers.serial, layers.stateless, layers.named
+WIDTH, ROWS = 6, 40
+DATA = np.abs(np.asarray(jax.random.normal(jax.random.key(2), (ROWS, WIDTH)))) + 0.5
+linear = layers.dense(WIDTH, use_bias=False)
+log = layers.stateless(jnp.log, name="log_")
+root = layers.stateless(lambda x: jnp.sqrt(jnp.abs(x)), name="root_")
+MODEL = layers.serial(body=layers.serial(linear, log), head=layers.dense(WIDTH))
+TRAINER = train.trainer(MODEL, losses.mean_squared_error, optim.sgd(1e-4))
 
 
-def _trainer(model, optimizer=None, loss=losses.mean_squared_error, **options):
-    return train.trainer(model, loss, optimizer or optim.sgd(0.1), **options)
+def _planted(value, *rows):
+    return jnp.asarray(DATA).at[np.asarray(rows)].set(value), jnp.zeros((ROWS, WIDTH))
 
 
-def _explained(trainer, x=X, y=Y, change=lambda ts: ts, **options):
-    ts = change(trainer.init(KEY, jax.ShapeDtypeStruct((1, *np.shape(x)[1:]), jnp.result_type(x))))
-    return train.explain(trainer, ts, (x, y), **options)
+def _feed(arrays, size=6, **options):
+    options = {"shuffle": True, "drop_last": False, "steps_per_call": 4} | options
+    return Resident(arrays, size, **options)
 
 
-def _with(x, rows, value):
-    return np.asarray(jnp.asarray(x).at[np.asarray(rows)].set(value))
+def _start():
+    """Parameters above 0, so that a logarithm is finite but for rows of zeros."""
+    ts = TRAINER.init(KEY, DATA[:1])
+    return ts._replace(params=jax.tree.map(jnp.abs, ts.params))
 
 
-log = stateless(jnp.log, name="log_")
-root = stateless(lambda x: jnp.sqrt(jnp.abs(x)), name="root_")
-standard = stateless(lambda x: (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True), name="standard_")
+def _step_of(feed, row, ts, epoch=0):
+    """The number of the step whose batch has the row, and the row's place in the batch."""
+    at = epoch * feed.steps
+    for chunk in feed.chunks(ts.key, epoch, 0):
+        for i in range(chunk.steps):
+            order = np.asarray(chunk.order)[chunk.offset + i * chunk.batch_size :][: chunk.batch_size]
+            if row in order:
+                return at, int(np.flatnonzero(order == row)[0])
+            at += 1
+    raise AssertionError(row)
 
 
-class Case(NamedTuple):
-    """A model, a batch, and what is to be said of them."""
-
-    model: Layer
-    kind: str
-    path: str
-    operation: str | None = None
-    rows: tuple[int, ...] | None = None
-    x: Any = X
-    y: Any = Y
-    change: Any = None
-    turns: tuple[int, ...] = ()
-
-    def start(self):
-        ts = _trainer(self.model).init(KEY, X[:1])
-        return ts if self.change is None else self.change(ts)
+def _check_the_step(row=17, value=0.0, kind="forward", path="body/log_0"):
+    feed, ts = _feed(_planted(value, row)), _start()
+    step, place = _step_of(feed, row, ts)
+    error = guard.not_finite(TRAINER, ts, feed)
+    report = error.report
+    assert (error.step, error.epoch, report.step) == (step, 1, step)
+    assert (report.kind, report.path, report.rows, report.examples) == (kind, path, (place,), (row,))
+    return error
 
 
-def _wired(net, x):
-    h = net.stem(x)
-    return net.head(h) + net.body(net.body(h))
+@pytest.mark.parametrize("row", [17, 3, 39])
+def test_the_step_the_layer_and_the_example_of_a_run(row):
+    error = _check_the_step(row)
+    assert f"inf or NaN at step {error.step} of epoch 1" in str(error)
+    assert f"examples {row} of the data" in str(error)
+    assert "to try: an argument away from 0" in str(error)
 
 
-ZEROS = _with(np.abs(X) + 0.5, [1, 4], 0.0)  # two rows of zeros
-HUGE = _with(X, [2, 5], 1e20)
-SAME = _with(X, [0, 3], 2.0)  # rows without spread
-linear = dense(WIDTH, use_bias=False)  # zeros stay zeros
-out = dense(WIDTH)
+def test_a_nan_in_the_data_of_a_run():
+    error = _check_the_step(value=np.nan, kind="batch", path="batch/0")
+    assert "np.isfinite(x) finds all that are like them" in str(error)
 
 
-def half(*children):
-    return layers.policy(named("half", serial(*children)), compute_dtype=jnp.float16)
-
-
-def _logs(model, path):
-    return Case(model, "forward", path, "log", (1, 4), ZEROS)
-
-
-def _roots(model, path, **more):
-    return Case(model, "gradient", path, "div", (1, 4), ZEROS, **more)
-
-
-def _set(names, value):
-    """The change of a state that makes a kernel 0.5, and one number of it ``value``."""
-
-    def change(path, leaf):
-        if [k.key for k in path] == [*names.split("/"), "kernel"]:
-            return jnp.full_like(leaf, 0.5).at[..., 0, 1].set(value)
-        return leaf
-
-    return lambda ts: ts._replace(params=jax.tree_util.tree_map_with_path(change, ts.params))
-
-
-CASES = {
-    "nan in the data": Case(out, "batch", "batch/0", None, (2, 5), _with(X, [2, 5], np.nan)),
-    "inf in the targets": Case(out, "batch", "batch/1", None, (1,), y=_with(Y, [1], np.inf)),
-    "a NaN parameter": Case(
-        serial(out, out), "params", "dense_1/kernel", change=_set("dense_1", np.nan)
-    ),
-    "log in serial": _logs(serial(log, out), "log_0"),
-    "the first of three": _logs(serial(log, serial(log, named("b", log)), out), "log_0"),
-    "log deep in serial": _logs(serial(named("a", serial(layers.relu, named("b", serial(log))))), "a/b/log_0"),
-    "log in wire": _logs(layers.wire(_wired, stem=layers.identity, body=log, head=out), "body"),
-    "log in residual": _logs(layers.residual(serial(layers.relu, log)), "body/log_0"),
-    "log in remat": _logs(serial(layers.remat(named("r", serial(layers.relu, log)))), "r/log_0"),
-    "log in frozen": _logs(serial(layers.frozen(named("r", serial(log))), out), "r/log_0"),
-    "log in repeat": _logs(layers.repeat(log, 3), "block")._replace(turns=(0,)),
-    "std of 0": Case(serial(standard, out), "forward", "standard_0", "div", (0, 3), SAME),
-    "overflow of a square": Case(
-        serial(out, named("square", stateless(jnp.square))), "forward", "square", "square", (2, 5), HUGE
-    ),
-    "overflow in a dense layer": Case(
-        serial(out, named("head", out)), "forward", "head", "dot_general", (5,), change=_set("head", 2e38)
-    ),
-    "overflow in float16": Case(
-        serial(half(out, named("wide", dense(4))), out),
-        "forward",
-        "half/wide",
-        "convert_element_type",
-        (3, 4, 5),
-        change=_set("half/wide", 5e4),
-    ),
-    "a parameter too large for float16": Case(
-        serial(half(out)), "forward", "half/dense_0", "convert_element_type", change=_set("half/dense_0", 1e6)
-    ),
-    "a row too large for float16": Case(
-        serial(half(out)), "forward", "half", "convert_element_type", (2, 5), HUGE
-    ),
-    "no gradient of sqrt at 0 is asked for": Case(serial(root, out), "finite", "", x=ZEROS),
-    "the gradient of sqrt at 0": _roots(serial(linear, root, out), "root_0"),
-    "the gradient in remat": _roots(serial(linear, layers.remat(named("r", serial(root))), out), "r/root_0"),
-    "the first of two backwards": _roots(serial(linear, root, root, out), "root_1"),
-    "the gradient in repeat": _roots(layers.repeat(serial(linear, root), 3), "block/root_0", turns=(2,)),
+BadStep = guard.BadStep
+MUTANTS = {
+    "the last layer": ("history", "History.birth", lambda history: history.operations[-1]),
+    "rows shifted": ("explain", "_positions", lambda x, axis: 1 + np.unique(np.nonzero(~np.isfinite(x))[axis])),
+    "the step after": ("guard", "BadStep", lambda ts, *rest: BadStep(ts._replace(step=ts.step + 1), *rest)),
+    "other rows of the data": ("guard", "take", lambda arrays, rows: jax.tree.map(lambda a: a[rows % 7], arrays)),
+    "the chunk's first step": ("guard", "_step_by_step", lambda _, ts, chunk, __: BadStep(ts, _batch(chunk), None)),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_first_non_finite_number_is_found(name):
-    case = CASES[name]
-    report = train.explain(_trainer(case.model), case.start(), (case.x, case.y))
-    assert (report.kind, report.path, report.rows) == (case.kind, case.path, case.rows)
-    assert report.operation == (case.operation or "")
-    assert tuple(turn.number for turn in report.turns) == case.turns
+def _batch(chunk):
+    return jax.tree.map(lambda a: a[: chunk.batch_size], chunk.arrays)
 
 
-@pytest.mark.parametrize(
-    "name", [n for n, case in CASES.items() if case.kind == "forward" and "too large" not in n]
-)
-def test_it_is_the_first_layer_that_an_observer_sees_give_what_is_not_finite(name):
-    case = CASES[name]
-    ts, bad = case.start(), []
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_wrong_search_is_noticed(name, monkeypatch):
+    module, what, wrong = MUTANTS[name]
+    target = importlib.import_module(f"nnkit.train.{module}")
+    *outer, attribute = what.split(".")
+    for part in outer:
+        target = getattr(target, part)
+    monkeypatch.setattr(target, attribute, wrong)
+    with pytest.raises(AssertionError):
+        _check_the_step()
 
-    def visit(call):
-        rows = np.unique(np.nonzero(~np.isfinite(call.y))[0])
-        if len(rows):
-            bad.append((call.path, tuple(rows)))
 
-    with visiting(visit):
-        case.model.apply(ts.params, ts.state, jnp.asarray(case.x), train=True)
-    assert bad[0] == (case.path, case.rows)
+def test_a_run_is_taken_up_in_the_middle_of_an_epoch_and_looked_at_into_the_next():
+    feed, ts = _feed(_planted(0.0, 17)), _start()
+    first, _ = _step_of(feed, 17, ts)
+    second, _ = _step_of(feed, 17, ts, epoch=1)
+    ts = ts._replace(step=jnp.int32(first + 1), stopping=(jnp.ones(3),))
+    error = guard.not_finite(TRAINER, ts, feed)
+    assert (error.step, error.epoch) == (second, 2)
+    assert error.report.examples == (17,)
+
+
+def test_an_uneven_last_batch():
+    clean, ts = _feed(_planted(0.0, 0)), _start()
+    *_, last = clean.chunks(ts.key, 0, 0)
+    row = int(last.order[last.offset + 2])
+    assert last.batch_size == 4
+    error = guard.not_finite(TRAINER, ts, _feed(_planted(0.0, row)))
+    assert (error.step, error.report.rows, error.report.examples) == (6, (2,), (row,))
+
+
+def test_batches_that_come_as_they_lie():
+    """As a stream gives them: their rows have no numbers in the data."""
+    x, y = _planted(0.0, 17)
+    chunks = [Chunk((x, y), None, 0, 6, 6, 6)]
+    found = train.find_step(TRAINER, _start(), chunks)
+    assert int(found.ts.step) == 2
+    assert found.examples is None
+    np.testing.assert_array_equal(found.batch[0], x[12:18])
+
+
+def test_the_state_before_the_step_is_the_runs_to_the_last_bit():
+    feed, ts = _feed(_planted(0.0, 17), steps_per_call=100), _start()
+    found = train.find_step(TRAINER, ts, feed.chunks(ts.key, 0, 0))
+    (chunk, *_), step = list(feed.chunks(ts.key, 0, 0)), int(found.ts.step)
+    assert 1 < step < chunk.steps
+    whole, _, is_finite = dispatch(TRAINER, jax.tree.map(jnp.copy, ts), chunk._replace(steps=step))
+    assert bool(is_finite)
+    for path, leaf in tree.flatten(whole.params).items():
+        np.testing.assert_array_equal(leaf, tree.flatten(found.ts.params)[path])
+
+
+def test_a_gradient_is_found_at_its_own_step_and_not_at_the_next_ones_loss():
+    model = layers.serial(linear, root, layers.dense(WIDTH))
+    trainer = train.trainer(model, losses.mean_squared_error, optim.sgd(1e-4))
+    feed, ts = _feed(_planted(0.0, 17)), trainer.init(KEY, DATA[:1])
+    step, place = _step_of(feed, 17, ts)
+    error = guard.not_finite(trainer, ts, feed)
+    report = error.report
+    assert (report.step, report.kind, report.path, report.rows) == (step, "gradient", "root_0", (place,))
+    assert report.leaves == ("dense_0/kernel",)
+    assert "an argument away from where the derivative is infinite" in str(error)
+
+
+def test_a_run_that_stays_finite_is_said_to():
+    error = guard.not_finite(TRAINER, _start(), _feed(_planted(1.0, 17)), until=9)
+    assert (error.step, error.epoch, error.report) == (9, 2, None)
+    assert "inf or NaN at step 9 of epoch 2; trained again from step 0, the run stays finite" in str(error)
+    assert "a smaller learning rate" in str(error)
+
+
+def test_what_is_behind_the_end_is_not_looked_at():
+    feed, ts = _feed(_planted(0.0, 17)), _start()
+    step, _ = _step_of(feed, 17, ts)
+    assert guard.not_finite(TRAINER, ts, feed, until=step).report is None
+    assert guard.not_finite(TRAINER, ts, feed, until=step + 1).step == step
+
+
+def test_an_error_of_the_explanation_does_not_hide_the_runs(monkeypatch):
+    def fails(*args, **options):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(guard, "explain", fails)
+    feed, ts = _feed(_planted(0.0, 17)), _start()
+    error = guard.not_finite(TRAINER, ts, feed)
+    assert error.step == _step_of(feed, 17, ts)[0]
+    assert "the step could not be taken uncompiled: MemoryError: no room" in str(error)
+
+
+def test_the_error_travels_between_processes():
+    error = _check_the_step()
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == str(error)
+    assert again.report == error.report
+    assert isinstance(again, FloatingPointError)
+
+
+def test_fit_ends_with_the_step_and_the_layer():
+    feed = _feed(_planted(0.0, 17))
+    ts = _start()
+    step, place = _step_of(feed, 17, ts)
+    with pytest.raises(train.NotFiniteError) as caught:
+        train.fit(TRAINER, _planted(0.0, 17), epochs=2, state=ts, batch_size=6, progress=False)
+    report = caught.value.report
+    assert (report.step, report.path, report.rows, report.examples) == (step, "body/log_0", (place,), (17,))
+
+
+# ---- what counts as finite ----
+
+
+def test_what_a_chunk_is_judged_by():
+    ts = train.trainer(layers.batch_norm(), losses.mean_squared_error, optim.adam(0.1)).init(KEY, DATA[:1])
+    good = {"loss": jnp.array([1.0, 2.0, 0.0])}
+    spoil = lambda part: jax.tree.map(lambda x: x * jnp.asarray(jnp.nan, x.dtype), part)
+    assert bool(train.chunk_is_finite(ts, good))
+    assert not bool(train.chunk_is_finite(ts, {"loss": jnp.array([1.0, jnp.inf, 0.0])}))
+    assert not bool(train.chunk_is_finite(ts._replace(params=spoil(ts.params)), good))
+    assert not bool(train.chunk_is_finite(ts._replace(state=spoil(ts.state)), good))
+    assert bool(train.chunk_is_finite(ts._replace(state={"key": KEY, "n": jnp.int32(1)}), good))
+
+
+def test_losses_do_not_count_where_their_updates_are_dropped():
+    losses_ = {"loss": jnp.array([1.0, jnp.nan])}
+    ts = _start()
+    assert not bool(train.chunk_is_finite(ts, losses_))
+    assert bool(train.chunk_is_finite(ts, losses_ | {"skipped": jnp.array([0.0, 1.0])}))
+    for optimizer in (optim.apply_if_finite(optim.sgd(0.1), 5), optim.dynamic_loss_scale(optim.sgd(0.1))):
+        tolerant = ts._replace(opt_state=optimizer.init(ts.params))
+        assert bool(train.chunk_is_finite(tolerant, losses_))
+        broken = tolerant._replace(params=jax.tree.map(lambda p: p + jnp.inf, ts.params))
+        assert not bool(train.chunk_is_finite(broken, losses_))
+
+
+# ---- smaller updates ----
+
+
+def _check_scaled():
+    arrays = _planted(1.0, 17)
+    batch = jax.tree.map(lambda a: a[:6], arrays)
+    trainer = train.trainer(MODEL, losses.mean_squared_error, optim.adam(0.1))
+    ts = trainer.init(KEY, DATA[:1])._replace(params=_start().params)
+    plain = jax.jit(trainer.step)(ts, batch)[0]
+    traces = 0
+
+    @jax.jit
+    def step(ts, batch, scale):
+        nonlocal traces
+        traces += 1
+        return train.scaled(trainer, scale).step(ts, batch)
+
+    same, quarter = (step(ts, batch, scale)[0] for scale in (1.0, 0.25))
+    assert traces == 1
+    for path, old in tree.flatten(ts.params).items():
+        new = tree.flatten(plain.params)[path]
+        np.testing.assert_array_equal(tree.flatten(same.params)[path], new)
+        # One rounding each of the difference, the product and the sum, of numbers below 2.
+        np.testing.assert_allclose(
+            tree.flatten(quarter.params)[path], old + (new - old) / 4, rtol=0, atol=4e-7
+        )
+    for path, leaf in tree.flatten(plain.opt_state).items():
+        np.testing.assert_array_equal(leaf, tree.flatten(quarter.opt_state)[path])
+    assert int(quarter.step) == 1
+
+
+def test_updates_are_scaled_whatever_the_optimizer():
+    _check_scaled()
+
+
+WRONG = {
+    "rounded at 1": lambda old, new, scale: old + (new - old) * scale,
+    "the parameters scaled": lambda old, new, scale: jnp.where(scale == 1, new, new * scale),
+    "not scaled": lambda old, new, scale: new,
+    "what is left": lambda old, new, scale: jnp.where(scale == 1, new, new - scale * (new - old)),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_scaling_is_noticed(name, monkeypatch):
+    monkeypatch.setattr(finite, "_between", WRONG[name])
+    with pytest.raises(AssertionError):
+        _check_scaled()
+
+
+def test_scaling_leaves_what_has_no_updates():
+    def step(ts, batch):
+        return ts._replace(params={"w": ts.params["w"] + 1, "n": ts.params["n"] + 1}), {}
+
+    own = Trainer(init=None, step=step, evaluate=len, skipping=step)
+    ts = TRAINER.init(KEY, DATA[:1])._replace(params={"w": jnp.bfloat16(1), "n": jnp.int32(1)})
+    half = train.scaled(own, 0.5)
+    for function in (half.step, half.skipping):
+        new, _ = function(ts, ())
+        assert (float(new.params["w"]), int(new.params["n"])) == (1.5, 2)
+        assert new.params["w"].dtype == jnp.bfloat16
+    assert half.evaluate is len
+    assert train.scaled(own._replace(skipping=None), 0.5).skipping is None
+    for scale in (0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"scaled\(scale=...\) must be a finite number above 0, got"):
+            train.scaled(own, scale)

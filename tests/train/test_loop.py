@@ -449,7 +449,7 @@ def test_a_source_that_ends_early_leaves_a_saved_run(tmp_path):
 
     run = train.trainer(MODEL, losses.softmax_cross_entropy, optim.adam(1e-2))
     source = data.from_iterator(make, steps=6)
-    with pytest.raises(ValueError, match="8 examples|shape|ended early") as caught:
+    with pytest.raises(ValueError, match=r"shape|ended early") as caught:
         train.fit(run, source, epochs=3, key=KEY, run_dir=tmp_path)
     assert "the run is saved at step" in " ".join(caught.value.__notes__)
     whole = data.from_iterator(lambda epoch: data.batches((X, Y), 16, order=np.arange(96)), steps=6)

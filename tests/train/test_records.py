@@ -21,7 +21,9 @@ from nnkit.train.saving import DamagedFileError
 ROWS = [{"epoch": i, "step": 8 * i, "loss": 0.1 / i, "name": "é\n"} for i in range(1, 4)]
 
 
-@given(st.lists(st.dictionaries(st.text(max_size=5), st.floats() | st.integers() | st.booleans() | st.none())))
+@given(
+    st.lists(st.dictionaries(st.text(max_size=5), st.floats() | st.integers() | st.booleans() | st.none()))
+)
 def test_what_is_read_is_what_was_written(tmp_path_factory, rows):
     folder = tmp_path_factory.mktemp("run")
     append_records(folder, rows)
@@ -118,7 +120,9 @@ def test_a_full_disk_leaves_the_lines_before(tmp_path, monkeypatch, fault):
             return written
 
     monkeypatch.setattr(records, "open", lambda path, *_, **__: Full(path), raising=False)
-    with pytest.raises(OSError, match="the disk took a part of the lines" if fault == "short" else "No space"):
+    with pytest.raises(
+        OSError, match="the disk took a part of the lines" if fault == "short" else "No space"
+    ):
         append_records(tmp_path, ROWS[1:])
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
@@ -152,7 +156,7 @@ def test_errors(tmp_path):
     with pytest.raises(TypeError, match=re.escape("row 1['a'] is a object, which JSON has not")):
         append_records(tmp_path, [{"a": 1}, {"a": object()}])
     assert not (tmp_path / "metrics.jsonl").exists()
-    with pytest.raises(FileNotFoundError, match="the folder .*nowhere' does not exist; make it first"):
+    with pytest.raises(FileNotFoundError, match=r"the folder .*nowhere' does not exist; make it first"):
         append_records(tmp_path / "nowhere", [{"a": 1}])
     with pytest.raises(FileNotFoundError, match=r"no metrics\.jsonl in .*: the run has recorded nothing"):
         read_records(tmp_path)

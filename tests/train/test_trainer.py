@@ -244,3 +244,86 @@ def test_stochastic_rounding_keeps_what_rounding_to_nearest_loses():
     # The deviation of the mean of 1000 is under 400^½ · 2⁻⁸ / 2 / 1000^½ = 0.0013.
     assert abs(rounded.mean() - (0.75 - 400 * 2.0**-11)) < 4 * 0.0013
     np.testing.assert_array_equal(rounded, run(stochastic_rounding=True))
+
+
+# What goes through a trainer and an epoch of compiled steps: each against the steps written out with optax.
+
+
+def _smooth(logits, labels):
+    return losses.softmax_cross_entropy(logits, labels, label_smoothing=0.1)
+
+
+def _by_name(params):
+    return {
+        name: jax.tree.map(lambda _, n=name: "head" if n == "dense_1" else "body", p)
+        for name, p in params.items()
+    }
+
+
+_NET = layers.serial(layers.dense(8), layers.relu, layers.dense(3))
+_FROZEN = layers.serial(layers.frozen(layers.dense(8)), layers.relu, layers.dense(3))
+# 20 examples in batches of 8 are 3 steps an epoch; the second epoch has a tenth of the rate.
+_BY_EPOCH = optim.step_decay(0.5, step_size=1, gamma=0.1, steps_per_epoch=3)
+_THEIRS = optax.exponential_decay(0.5, transition_steps=3, decay_rate=0.1, staircase=True)
+_BY_STEP = optim.cosine_decay_schedule(0.5, decay_steps=6)
+
+THROUGH = {
+    "clipping": (
+        _NET, _smooth,
+        optim.chain(optim.clip_by_global_norm(0.05), optim.sgd(0.5)),
+        optax.chain(optax.clip_by_global_norm(0.05), optax.sgd(0.5)),
+    ),
+    "optimizers by part": (
+        _NET, _smooth,
+        optim.partition({"body": optim.sgd(0.1), "head": optim.adam(0.01)}, _by_name),
+        optax.multi_transform({"body": optax.sgd(0.1), "head": optax.adam(0.01)}, _by_name),
+    ),
+    "a frozen part": (_FROZEN, _smooth, optim.sgd(0.5), optax.sgd(0.5)),
+    "a rate by epoch": (_NET, _smooth, optim.sgd(_BY_EPOCH), optax.sgd(_THEIRS)),
+    "a rate by step": (_NET, _smooth, optim.sgd(_BY_STEP), optax.sgd(optax.cosine_decay_schedule(0.5, 6))),
+}  # fmt: skip
+
+
+def _two_epochs(name):
+    model, loss, ours, theirs = THROUGH[name]
+    trainer = train.trainer(model, loss, ours)
+    start = ts = trainer.init(KEY, X[:1])
+    params = jax.tree.map(jnp.copy, ts.params)
+    ts = jax.tree.map(jnp.copy, ts)
+    for _ in range(2):
+        ts, _ = train.run_epoch(trainer, ts, (X, Y), batch_size=8, shuffle=False)
+
+    def mean(params, x, y):
+        logits, _ = model.apply(params, start.state, x, train=True)
+        target = 0.9 * jax.nn.one_hot(y, 3) + 0.1 / 3
+        return optax.softmax_cross_entropy(logits, target).mean()
+
+    opt_state = theirs.init(params)
+    slope = jax.jit(jax.grad(mean))
+    with jax.numpy_dtype_promotion("standard"):  # optax relies on it
+        for i in range(6):
+            rows = slice(8 * (i % 3), 8 * (i % 3) + 8)
+            updates, opt_state = theirs.update(slope(params, X[rows], Y[rows]), opt_state, params)
+            params = optax.apply_updates(params, updates)
+    return start.params, ts.params, params
+
+
+@pytest.mark.parametrize("name", THROUGH)
+def test_what_goes_through_an_epoch(name):
+    start, found, expected = _two_epochs(name)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
+    moved = np.abs(found["dense_0"]["kernel"] - start["dense_0"]["kernel"]).max()
+    assert (moved == 0) == (name == "a frozen part")
+    # Were it left out, the difference would be far beyond the tolerance.
+    model, loss, _, theirs = THROUGH[name]
+    without = {
+        "a frozen part": (_NET, loss, optim.sgd(0.5), theirs),
+        "optimizers by part": (model, loss, optim.sgd(0.1), theirs),
+    }.get(name, (model, loss, optim.sgd(0.5), theirs))
+    try:
+        THROUGH["without"] = without
+        _, wrong, _ = _two_epochs("without")
+    finally:
+        del THROUGH["without"]
+    head = lambda params: np.asarray(params["dense_1"]["kernel"])
+    assert np.abs(head(wrong) - head(expected)).max() > 1e-3

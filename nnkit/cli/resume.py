@@ -1,0 +1,59 @@
+"""``nnkit resume``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from nnkit import train
+from nnkit.cli.leaving import ENDED, going_on
+from nnkit.cli.recipe import run
+from nnkit.cli.report import print_table
+from nnkit.cli.trained import settings_of_run
+from nnkit.train.files import write_atomically
+
+__all__ = ["Resume"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Resume:
+    """Go on with a run that was ended, from its last checkpoint.
+
+    It comes to the very numbers of a run that never stopped. A run that has ended can go on for more epochs.
+    """
+
+    run: Path
+    """The run's folder."""
+    epochs: int | None = None
+    """Another number of passes for the whole run, those before included."""
+    data_dir: Path | None = None
+    """Where its data are now, if they have moved."""
+
+    def __call__(self) -> int:
+        config = settings_of_run(self.run)
+        ended = (self.run / "result.json").exists() and (self.run / "model.npz").exists()
+        if ended and self.epochs is None:
+            print(
+                f"the run in {self.run} has had its {config.epochs} epochs: --epochs gives it more, and nnkit eval "
+                "shows what came of it"
+            )
+            return 0
+        changes = {"epochs": self.epochs, "data_dir": self.data_dir}
+        changes = {name: value for name, value in changes.items() if value is not None}
+        config = dataclasses.replace(config, **changes)
+        try:
+            outcome = run(config, resume=True)
+        except ENDED as error:
+            return going_on(error, self.run)
+        if changes:
+            _note(self.run, changes)
+        print_table(str(self.run), {f"seed {config.seed}": outcome})
+        return 0
+
+
+def _note(folder: Path, changes: dict[str, object]) -> None:
+    """Puts changed settings into config.json, which says how the run is repeated."""
+    found = train.read_config(folder)
+    found["config"] |= {name: str(v) if isinstance(v, Path) else v for name, v in changes.items()}
+    write_atomically(folder / "config.json", json.dumps(found, indent=2, ensure_ascii=False).encode() + b"\n")
