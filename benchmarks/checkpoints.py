@@ -46,7 +46,7 @@ class Config:
     """Timed rounds of each, after the one that compiles."""
     chunks: int = 5
     """Checkpoints in a round."""
-    batch_size: int = 192
+    batch_size: int = 384
     """Examples in a step, by which its time is set."""
     saves: int = 30
     """Saves that are looked at one by one."""

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from nnkit.optim import report
+from nnkit.optim.plateau import monitors
 from nnkit.train import stopping as early
 from nnkit.train.epochs import Means, dispatch
 from nnkit.train.events import Callback, View
@@ -211,6 +212,9 @@ class Loop:
         self.means = Means()
         self._add_row(self.step // plan.feed.steps, means)
         self._begun = time.perf_counter()
+        if self._snapshot is not None and monitors(self.ts.opt_state):
+            # A replay of steps does not repeat what the optimizer was told between them.
+            self._snapshot, self._snapshot_at = self._position(copied=True), time.monotonic()
         if plan.checkpoint_every is None:
             due = time.monotonic() - self._saved_at > CHECKPOINT_SECONDS
         else:

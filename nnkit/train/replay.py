@@ -13,72 +13,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxpr_as_fun
 
 from nnkit.train.history import Operation, Turn, Value, is_bad
-from nnkit.train.scopes import Scope, line_of, scope_of, stack_of
+from nnkit.train.levels import Level
+from nnkit.train.scopes import line_of, stack_of
 
 __all__ = ["Replay", "alike"]
-
-
-class _Level:
-    """One jaxpr in evaluation: the values of its variables, as long as they are needed.
-
-    A layer's inputs are kept until its last operation, so that they can be shown.
-    """
-
-    def __init__(
-        self, jaxpr: Jaxpr, scope: tuple[Any, ...], outer: tuple[_Level, int] | None, wanted: Sequence[bool]
-    ):
-        self.jaxpr, self.outer, self.stack = jaxpr, outer, scope
-        self.scope = scope_of(scope)
-        self.values: dict[Any, Value] = {}
-        self.scopes = [scope_of((*scope, *stack_of(eqn))) for eqn in jaxpr.eqns]
-        self.needed = [False] * len(jaxpr.eqns)
-        last_of = {scope: i for i, scope in enumerate(self.scopes)}
-        last: dict[Any, int] = {}
-        end = len(jaxpr.eqns)
-        for v, want in zip(jaxpr.outvars, wanted, strict=True):
-            if want and not isinstance(v, Literal):
-                last[v] = end
-        for i in reversed(range(end)):
-            eqn = jaxpr.eqns[i]
-            if not any(v in last for v in eqn.outvars):
-                continue
-            self.needed[i] = True
-            for v in eqn.invars:
-                if not isinstance(v, Literal):
-                    last[v] = max(last.get(v, 0), last_of[self.scopes[i]])
-        self.ends: dict[int, list[Any]] = {}
-        for v, i in last.items():
-            self.ends.setdefault(i, []).append(v)
-        self.last = last
-
-    def read(self, v: Any) -> Value:
-        if isinstance(v, Literal):
-            return Value(v.val, bad=is_bad(v.val), constant=True)
-        return self.values[v]
-
-    def write(self, i: int, outputs: Sequence[Value]) -> None:
-        for v, value in zip(self.jaxpr.eqns[i].outvars, outputs, strict=True):
-            if v in self.last:
-                self.values[v] = value
-        for v in self.ends.get(i, ()):
-            self.values.pop(v, None)
-
-    def entering(self, at: int, scope: Scope) -> list[Value]:
-        """What came into the layer ``scope.path`` up to equation ``at``, in the order of its use."""
-        level: _Level = self
-        while level.scope.path == scope.path and level.outer is not None:
-            level, at = level.outer
-        inside = [
-            eqn
-            for eqn, s in zip(level.jaxpr.eqns[: at + 1], level.scopes, strict=False)
-            if s.backward == scope.backward and (s.path == scope.path or s.path.startswith(scope.path + "/"))
-        ]
-        own = {v for eqn in inside for v in eqn.outvars}
-        used = dict.fromkeys(v for eqn in inside for v in eqn.invars if not isinstance(v, Literal))
-        return [level.values[v] for v in used if v not in own and v in level.values]
 
 
 # fmt: off
@@ -95,7 +36,7 @@ _REARRANGE = _SAME_NUMBERS | {"dynamic_slice", "gather", "rev"}
 class _At(NamedTuple):
     """An equation in evaluation; ``twin`` is the same one for a larger batch."""
 
-    level: _Level
+    level: Level
     i: int
     twin: JaxprEqn | None
     turns: tuple[Turn, ...]
@@ -124,12 +65,12 @@ class Replay:
         self, closed: ClosedJaxpr, twin: ClosedJaxpr | None, args: Sequence[Value], wanted: Sequence[bool]
     ) -> list[Value]:
         """The values of the outputs; empty ones where they are not ``wanted``."""
-        level = _Level(closed.jaxpr, (), None, wanted)
+        level = Level(closed.jaxpr, (), None, wanted)
         return self._run(level, closed.consts, None if twin is None else twin.jaxpr, args, wanted, ())
 
     def _run(
         self,
-        level: _Level,
+        level: Level,
         consts: Sequence[Any],
         twin: Jaxpr | None,
         args: Sequence[Value],
@@ -209,7 +150,7 @@ class Replay:
             consts = getattr(jaxpr, "consts", ())
             jaxpr, twin = getattr(jaxpr, "jaxpr", jaxpr), getattr(twin, "jaxpr", twin)
             wanted = [True] * len(jaxpr.outvars) if turn else at.wanted
-            inner = _Level(jaxpr, (*at.level.stack, *stack_of(at.eqn)), (at.level, at.i), wanted)
+            inner = Level(jaxpr, (*at.level.stack, *stack_of(at.eqn)), (at.level, at.i), wanted)
             before, self._row = self._row, _only_row(args, self._row) if turn else self._row
             try:
                 return self._run(inner, consts, twin, args, wanted, (*at.turns, *turn))

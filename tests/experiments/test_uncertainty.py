@@ -26,6 +26,7 @@ def module(name: str) -> ModuleType:
     return loaded
 
 
+module("uncertainty_plots")
 uncertainty = module("uncertainty")
 claims = module("claims")  # which takes the table of the other
 
@@ -37,7 +38,7 @@ def test_an_image_is_turned_about_its_middle():
         turned = uncertainty.rotated(image, 90 * turns)
         # At the border a rounding of the angle decides whether a pixel lies inside: the inner ones count.
         np.testing.assert_allclose(turned[1:-1, 1:-1], np.rot90(image, -turns)[1:-1, 1:-1], atol=1e-5)
-    assert (uncertainty.rotated(np.ones((8, 8, 1), np.float32), 45) == 1).all()
+    np.testing.assert_allclose(uncertainty.rotated(np.ones((8, 8, 1), np.float32), 45), 1, atol=1e-6)
 
 
 @pytest.mark.parametrize("form", ["train", "test"])

@@ -32,6 +32,7 @@ import numpy as np
 
 from nnkit import layers, losses, metrics, optim, train
 from nnkit.train.checkpoint_files import folders
+from nnkit.train.checkpoints import steps
 from nnkit.train.files import is_leftover
 
 _AT_START = 0.15
@@ -132,12 +133,15 @@ def kill_and_compare(kills: int, seed: int, folder: Path, *, tell: Any = print) 
             undisturbed = Run(folder / "undisturbed" / name, seed + counts.runs)
             assert undisturbed.go_on(server, None), "the undisturbed run did not reach its end"
             run = Run(folder / "killed" / name, seed + counts.runs)
-            before = counts.kills
+            before, within = counts.kills, undisturbed.seconds / _LIVES
             while True:
-                moment = moments.uniform(0, undisturbed.seconds / _LIVES) if counts.kills < kills else None
+                reached = run.step()
+                moment = moments.uniform(0, within) if counts.kills < kills else None
                 at_start = moments.random() < _AT_START
                 if run.go_on(server, moment, at_start):
                     break
+                # Where the machine has become slower than it was, processes must be let live longer.
+                within = undisturbed.seconds / _LIVES if run.step() > reached else 1.5 * within
                 counts = counts._replace(
                     kills=counts.kills + 1,
                     starting=counts.starting + (not run.took_steps),
@@ -184,6 +188,10 @@ class Run:
         assert status in (0, -signal.SIGKILL), "a training process failed: its error stands above"
         return status == 0
 
+    def step(self) -> int:
+        """Of the last checkpoint."""
+        return max(steps(self.run_dir / "checkpoints"), default=-1)
+
     def is_half_saved(self) -> bool:
         checkpoints = self.run_dir / "checkpoints"
         return checkpoints.is_dir() and any(
@@ -198,9 +206,12 @@ def compare(undisturbed: Run, killed: Run) -> None:
     """Raises AssertionError where the two runs did not leave the same bits."""
     one, other = undisturbed.run_dir, killed.run_dir
     assert undisturbed.final.read_bytes() == killed.final.read_bytes(), "fit returned another state"
-    last = [folders(run / "checkpoints") for run in (one, other)]
-    assert [p.name for p in last[0]] == [p.name for p in last[1]], "other checkpoints are kept"
-    assert (last[0][0] / "state.npz").read_bytes() == (last[1][0] / "state.npz").read_bytes(), "another state"
+    kept, left = ({path.name: path for path in folders(run / "checkpoints")} for run in (one, other))
+    # A kill between the last save and the removal of older ones leaves these too.
+    assert next(iter(kept)) == next(iter(left)), "another last checkpoint"
+    assert kept.keys() <= left.keys(), f"checkpoints {[*left]} are left, and not {[*kept]}"
+    for name, path in kept.items():
+        assert (path / "state.npz").read_bytes() == (left[name] / "state.npz").read_bytes(), f"another {name}"
     assert (one / "metrics.csv").read_bytes() == (other / "metrics.csv").read_bytes(), "another metrics.csv"
     assert _without_clock(one) == _without_clock(other), "another metrics.jsonl"
 

@@ -39,8 +39,8 @@ DAMAGES: dict[str, tuple[Callable[[Run], Path], Callable[[Path], object], str]] 
     "a lost row": (_metrics, _lines(lambda rows: rows[:-1]), "metrics.csv"),
     "a row twice": (_metrics, _twice, "metrics.csv"),
     "a line twice": (lambda run: run.run_dir / "metrics.jsonl", _twice, "metrics.jsonl"),
-    "a bit of the state": (lambda run: _last(run) / "state.npz", _bit, "another state"),
-    "a checkpoint": (_last, shutil.rmtree, "other checkpoints"),
+    "a bit of the state": (lambda run: _last(run) / "state.npz", _bit, "another step_"),
+    "a checkpoint": (_last, shutil.rmtree, "another last checkpoint"),
 }
 
 
