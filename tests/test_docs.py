@@ -57,6 +57,7 @@ def test_links_lead_somewhere(page):
 
 
 PAGE_OF = {
+    "record": "records",
     "layers": "layers",
     "losses": "losses",
     "metrics": "losses",

@@ -44,7 +44,7 @@ class Predict:
             found for path in self.files for found in read_images(path, trained.card, invert=self.invert)
         ]
         x = np.stack([pixels for _, pixels in images])
-        logits = train.predict(trained.model, trained.params, trained.state, x)
+        logits = train.predict(trained.model, trained.params, trained.state, x, batch_size=min(1000, len(x)))
         shares = np.asarray(jax.nn.softmax(logits), np.float64)
         names = [name for name, _ in images]
         if self.json:

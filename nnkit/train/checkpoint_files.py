@@ -9,24 +9,41 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
-import secrets
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnkit.train.files import _PREFIX, _SUFFIX, is_leftover, sync_folder, write_atomically
+from nnkit.checks import unknown_name
+from nnkit.train.files import is_leftover, sync_folder, unused_name, write_atomically
 from nnkit.train.runs import plain
 from nnkit.train.saving import DamagedFileError, save_tree
 from nnkit.types import PyTree
 
-__all__ = ["STATE", "Entry", "discard", "folders", "read_entry", "record_text", "step_of", "tidy", "write"]
+__all__ = [
+    "STATE",
+    "Entry",
+    "Mode",
+    "best_first",
+    "checked_mode",
+    "discard",
+    "folders",
+    "read_entry",
+    "readable",
+    "record_text",
+    "step_of",
+    "tidy",
+    "write",
+]
+
+Mode = Literal["min", "max"]
 
 STATE, _RECORD, _SUMS = "state.npz", "run.json", "SHA256SUMS"
 _FORMAT = "nnkit checkpoint 1"
@@ -105,7 +122,7 @@ def write(folder: Path, step: int, tree: PyTree, text: str) -> Path:
     """
     target = folder / f"step_{step:09d}"
     replaced = folder / f"{target.name}.replaced"
-    temporary = _unused(folder)
+    temporary = unused_name(folder)
     try:
         temporary.mkdir()
         save_tree(temporary / STATE, tree)
@@ -130,7 +147,7 @@ def discard(paths: Iterable[Path]) -> None:
     doomed = []
     for path in paths:
         if os.path.lexists(path):
-            os.rename(path, temporary := _unused(path.parent))
+            os.rename(path, temporary := unused_name(path.parent))
             doomed.append(temporary)
     if doomed:
         sync_folder(doomed[0].parent)
@@ -157,10 +174,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def _unused(folder: Path) -> Path:
-    return folder / f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}"
 
 
 def _sums(folder: Path) -> str:
@@ -209,3 +222,28 @@ def read_entry(path: Path) -> Entry:
     if entry["step"] != step_of(path):
         raise DamagedFileError(f"it is the checkpoint of step {entry['step']} under another name")
     return Entry(entry["step"], entry["score"], entry["record"])
+
+
+def readable(path: Path, name: Callable[[Path, object], None] = lambda *_: None) -> Entry | None:
+    """The entry of a checkpoint; of a damaged one None, and ``name`` is called."""
+    try:
+        return read_entry(path)
+    except DamagedFileError as error:
+        name(path, error)
+        return None
+
+
+def best_first(scores: Mapping[Path, float | None], mode: Mode) -> list[Path]:
+    """The checkpoints that have a score, the best first."""
+    sign = 1 if mode == "min" else -1
+    found = {
+        path: sign * score for path, score in scores.items() if score is not None and not math.isnan(score)
+    }
+    return sorted(found, key=lambda path: (found[path], step_of(path)))
+
+
+def checked_mode(mode: Any, what: str) -> Mode:
+    """``mode``, or an error that names the argument."""
+    if mode not in ("min", "max"):
+        raise unknown_name(what, mode, ["min", "max"])
+    return mode

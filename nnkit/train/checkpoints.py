@@ -7,49 +7,29 @@ see the folder.
 
 from __future__ import annotations
 
-import math
 import os
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from nnkit.checks import unknown_name
 from nnkit.train import checkpoint_files as files
+from nnkit.train.checkpoint_files import Mode
+from nnkit.train.checkpoint_reader import Checkpoint, restore, steps
 from nnkit.train.files import check_writable
 from nnkit.train.host_copies import HostCopies
 from nnkit.train.preflight import whole
-from nnkit.train.saving import DamagedFileError, load_tree
 from nnkit.types import PyTree
 
 __all__ = ["Checkpoint", "CheckpointError", "Checkpoints", "restore", "steps"]
 
-Mode = Literal["min", "max"]
-
 
 class CheckpointError(OSError):
     """A checkpoint could not be written. What was written before it is as it was."""
-
-
-class Checkpoint(NamedTuple):
-    """A checkpoint that was read and verified.
-
-    Attributes:
-      path: its folder.
-      step: the step after which it was saved.
-      tree: what was saved.
-      record: what was saved beside it.
-    """
-
-    path: Path
-    step: int
-    tree: PyTree
-    record: dict[str, Any]
 
 
 class Checkpoints:
@@ -94,7 +74,7 @@ class Checkpoints:
         self.folder = Path(folder)
         self._keep_last = whole(keep_last, "Checkpoints(keep_last=...)")
         self._keep_best = 0 if _is_zero(keep_best) else whole(keep_best, "Checkpoints(keep_best=...)")
-        self._mode: Mode = _checked_mode(mode, "Checkpoints(mode=...)")
+        self._mode: Mode = files.checked_mode(mode, "Checkpoints(mode=...)")
         self._writes = jax.process_index() == 0
         self._copies = HostCopies()
         self._thread = ThreadPoolExecutor(1, "checkpoints") if asynchronous else None
@@ -188,12 +168,12 @@ class Checkpoints:
         self._scores[path] = score
         step = files.step_of(path)
         known = {old: s for old, s in self._scores.items() if old in present and files.step_of(old) <= step}
-        kept = {*_newest(known)[: self._keep_last], *_best(known, self._mode)[: self._keep_best]}
+        kept = {*_newest(known)[: self._keep_last], *files.best_first(known, self._mode)[: self._keep_best]}
         files.discard(old for old in present if old not in kept)
         self._scores = {old: known[old] for old in kept}
 
     def _failure(self, what: str, error: Exception) -> CheckpointError:
-        good = next((old for old in files.folders(self.folder) if _entry(old) is not None), None)
+        good = next((old for old in files.folders(self.folder) if files.readable(old) is not None), None)
         last = (
             f"the last good checkpoint is {str(good)!r}" if good else "there is no good checkpoint before it"
         )
@@ -201,135 +181,12 @@ class Checkpoints:
         return CheckpointError(f"{what} in {str(self.folder)!r}: {why}; {last}")
 
 
-def restore(
-    folder: str | os.PathLike[str],
-    like: PyTree,
-    *,
-    best: Mode | None = None,
-    on_damaged: Callable[[str], object] | None = None,
-) -> Checkpoint | None:
-    """The newest checkpoint that is what was written, every byte verified; None where there is none.
-
-    Args:
-      folder: of :class:`Checkpoints`. Nothing in it is changed.
-      like: a tree of the structure, shapes and dtypes of what was saved; see ``load_tree``. Arrays go
-        where its arrays lie, or where its specs have a sharding.
-      best: "min" or "max" for the checkpoint of the least or the greatest score instead of the newest.
-        NaN is never best; where no checkpoint has a score there is none.
-      on_damaged: called with a line of text for each checkpoint that is damaged, before an earlier one
-        is tried; by default the line is a warning.
-
-    Raises:
-      DamagedFileError: there are checkpoints and all of them are damaged; the text says how.
-      ValueError: the checkpoint is whole and does not fit ``like``; the text says which path differs.
-      RuntimeError: processes that train together found different checkpoints.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as run:
-    ...     train.restore(run, {}) is None
-    True
-    """
-    best = None if best is None else _checked_mode(best, "restore(best=...)")
-    damaged: list[str] = []
-
-    def name(path: Path, reason: object) -> None:
-        if os.path.lexists(path):  # Else the run, which goes on, has removed it meanwhile.
-            text = f"the checkpoint {str(path)!r} is damaged and is not used: {reason}"
-            damaged.append(text)
-            warnings.warn(text, stacklevel=4) if on_damaged is None else on_damaged(text)
-
-    present = files.folders(Path(folder))
-    if best is not None:
-        scored = {path: entry.score for path in present if (entry := _entry(path, name)) is not None}
-        present = _best(scored, best)
-    found = None
-    for path in present:
-        entry = _entry(path, name)
-        if entry is None:
-            continue
-        try:
-            tree = load_tree(path / files.STATE, like)
-        except (DamagedFileError, FileNotFoundError) as error:
-            name(path, error)
-            continue
-        found = Checkpoint(path, entry.step, jax.tree.map(_placed, tree, like), entry.record)
-        break
-    _check_agreed(folder, -1 if found is None else found.step)
-    if found is None and damaged:
-        raise DamagedFileError(
-            f"no checkpoint in {str(folder)!r} can be used. {'. '.join(damaged)}. Take them from a backup, or start "
-            "the run anew in another folder"
-        )
-    return found
-
-
-def steps(folder: str | os.PathLike[str]) -> list[int]:
-    """The steps of the checkpoints in ``folder``, the oldest first; they are not verified.
-
-    >>> steps("no_such_run/checkpoints")
-    []
-    """
-    return sorted({files.step_of(path) for path in files.folders(Path(folder))})
-
-
-def _entry(path: Path, name: Callable[[Path, object], None] = lambda *_: None) -> files.Entry | None:
-    """The entry of a checkpoint; of a damaged one None, and ``name`` is called."""
-    try:
-        return files.read_entry(path)
-    except DamagedFileError as error:
-        name(path, error)
-        return None
-
-
 def _scores(paths: list[Path]) -> dict[Path, float | None]:
-    return {path: entry.score for path in paths if (entry := _entry(path)) is not None}
+    return {path: entry.score for path in paths if (entry := files.readable(path)) is not None}
 
 
 def _newest(paths: Mapping[Path, Any]) -> list[Path]:
     return sorted(paths, key=files.step_of, reverse=True)
-
-
-def _best(scores: Mapping[Path, float | None], mode: Mode) -> list[Path]:
-    """The checkpoints that have a score, the best first."""
-    sign = 1 if mode == "min" else -1
-    found = {
-        path: sign * score for path, score in scores.items() if score is not None and not math.isnan(score)
-    }
-    return sorted(found, key=lambda path: (found[path], files.step_of(path)))
-
-
-def _placed(leaf: Any, like: Any) -> Any:
-    """A leaf that was read, on the devices on which ``like`` lies."""
-    sharding = getattr(like, "sharding", None)
-    if not isinstance(leaf, jax.Array) or sharding is None or sharding == leaf.sharding:
-        return leaf
-    if sharding.is_fully_addressable:
-        return jax.device_put(leaf, sharding)
-    if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        data = _placed(jax.random.key_data(leaf), jax.random.key_data(like))
-        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
-    array = np.asarray(leaf)
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-
-
-def _check_agreed(folder: Any, step: int) -> None:
-    if jax.process_count() == 1:
-        return
-    from jax.experimental import multihost_utils  # Costs time to import, and few runs need it.
-
-    seen = np.ravel(multihost_utils.process_allgather(np.int32(step)))
-    if (seen != seen[0]).any():
-        found = ", ".join("none" if s < 0 else str(s) for s in seen.tolist())
-        raise RuntimeError(
-            f"the processes found different newest checkpoints in {str(folder)!r} (steps {found}): "
-            "put the run where all of them see the same files"
-        )
-
-
-def _checked_mode(mode: Any, what: str) -> Mode:
-    if mode not in ("min", "max"):
-        raise unknown_name(what, mode, ["min", "max"])
-    return mode
 
 
 def _is_zero(value: Any) -> bool:

@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from nnkit.checks import check_key, unknown_name
+from nnkit.train.epochs import compiler_options, platform_of
+from nnkit.train.job import Plan, prepare
 from nnkit.train.predict import predict
 from nnkit.train.preflight import whole
-from nnkit.train.run import Plan, compiler_options, platform_of, prepare, train_epochs
+from nnkit.train.run import train_epochs
 from nnkit.train.stopping import EarlyStopping
-from nnkit.train.uncertainty import Outputs, Uncertain, _distribution, _entropy, check_sampling
+from nnkit.train.uncertainty import Outputs, Uncertain, check_sampling, distribution, entropy_of
 from nnkit.types import Array, Layer, Params, PyTree, State, Trainer, TrainState
 
 __all__ = ["ensemble", "predict_ensemble"]
@@ -205,17 +207,17 @@ def _together(model: Layer, outputs: Outputs) -> Layer:
     ) -> tuple[Uncertain, State]:
         def one(params: Params, state: State) -> PyTree:
             y = model.apply(params, state, x, key=key, train=train)[0]
-            return jax.tree.map(functools.partial(_distribution, outputs), y)
+            return jax.tree.map(functools.partial(distribution, outputs), y)
 
         ys = jax.vmap(one)(params, state)
         mean = jax.tree.map(lambda y: jnp.mean(y, axis=0), ys)
         spread = jax.tree.map(lambda y: jnp.std(y, axis=0, ddof=1), ys)
         if outputs == "values":
             return Uncertain(mean, spread, None, None), state
-        doubt = jax.tree.map(_entropy, mean)
+        doubt = jax.tree.map(entropy_of, mean)
         # Rounding may take what is left below 0.
         disagreement = jax.tree.map(
-            lambda total, y: jnp.maximum(total - jnp.mean(_entropy(y), axis=0), 0), doubt, ys
+            lambda total, y: jnp.maximum(total - jnp.mean(entropy_of(y), axis=0), 0), doubt, ys
         )
         return Uncertain(mean, spread, doubt, disagreement), state
 

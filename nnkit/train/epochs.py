@@ -15,7 +15,16 @@ from nnkit.train.feed import Chunk, Resident
 from nnkit.train.finite import chunk_is_finite, scaled
 from nnkit.types import PyTree, Trainer, TrainState
 
-__all__ = ["STEPS_PER_CALL", "Means", "dispatch", "run_epoch", "take", "train_steps"]
+__all__ = [
+    "STEPS_PER_CALL",
+    "Means",
+    "compiler_options",
+    "dispatch",
+    "platform_of",
+    "run_epoch",
+    "take",
+    "train_steps",
+]
 
 STEPS_PER_CALL = 100
 """Steps in one dispatch. Longer is not faster (measured), and progress would be seen less often."""
@@ -206,8 +215,7 @@ def dispatch(
       The state, the metrics as :func:`train_steps` gives them, and whether they and the parameters at the
       end are finite, see :func:`nnkit.train.finite.chunk_is_finite`.
     """
-    program = _fastest(next(iter(ts.key.devices())).platform)
-    return program(
+    return _compiled(platform_of(ts.key))(
         trainer,
         ts,
         chunk.arrays,
@@ -221,12 +229,24 @@ def dispatch(
 
 
 @functools.cache
-def _fastest(platform: str) -> Callable[..., Any]:
-    """The program of a chunk with the compiler options that suit a platform.
+def _compiled(platform: str) -> Callable[..., Any]:
+    return jax.jit(
+        _chunk,
+        static_argnames=_STATIC,
+        donate_argnames=("ts",),
+        compiler_options=compiler_options(platform),
+    )
+
+
+def compiler_options(platform: str) -> dict[str, Any] | None:
+    """What suits a platform, for a program that is not within another one or a transformation.
 
     On a CPU XLA keeps to vectors of 256 bits unless asked; AVX-512's are twice as long (an epoch of
-    ``benchmarks.epoch`` takes 0.93 of the time), and a CPU without them is not affected. Options bind
-    only a program of its own, so ``train_steps``, which may be called within another, has none.
+    ``benchmarks.epoch`` takes 0.93 of the time), and a CPU without them is not affected.
     """
-    wide = {"xla_cpu_prefer_vector_width": 512} if platform == "cpu" else None
-    return jax.jit(_chunk, static_argnames=_STATIC, donate_argnames=("ts",), compiler_options=wide)
+    return {"xla_cpu_prefer_vector_width": 512} if platform == "cpu" else None
+
+
+def platform_of(arrays: PyTree) -> str:
+    """The platform that holds the arrays, which are not traced."""
+    return next(iter(jax.tree.leaves(arrays)[0].devices())).platform

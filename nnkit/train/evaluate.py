@@ -14,7 +14,7 @@ from nnkit.train.evaluate_source import evaluate_source, metrics_of
 from nnkit.train.preflight import check_suited, checked_batch_size, checked_data, number_of_examples, specs
 from nnkit.types import Array, PyTree, Trainer, TrainState
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "evaluate_arrays", "evaluate_batches"]
 
 
 def evaluate(trainer: Trainer, ts: TrainState, data: Any, *, batch_size: int = 1000) -> dict[str, float]:
@@ -49,11 +49,13 @@ def evaluate_arrays(
 ) -> dict[str, float]:
     """:func:`evaluate` for arrays on the device that were checked before."""
     batch_size = checked_batch_size(batch_size, number_of_examples(arrays))
-    return jax.tree.map(float, jax.device_get(_evaluate(trainer, ts, arrays, batch_size=batch_size)))
+    return jax.tree.map(float, jax.device_get(evaluate_batches(trainer, ts, arrays, batch_size=batch_size)))
 
 
 @partial(jax.jit, static_argnames=("trainer", "batch_size"))
-def _evaluate(trainer: Trainer, ts: TrainState, arrays: PyTree, *, batch_size: int) -> dict[str, Array]:
+def evaluate_batches(
+    trainer: Trainer, ts: TrainState, arrays: PyTree, *, batch_size: int
+) -> dict[str, Array]:
     n = number_of_examples(arrays)
     full, tail = divmod(n, batch_size)
 

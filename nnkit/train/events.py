@@ -37,8 +37,8 @@ class View:
       history: the rows of the epochs so far.
       folder: the run folder, or None.
       config: what the run was given as its configuration.
-      reason: at the end, why it ended: "epochs", "max_steps", "max_time", "early stopping" or what a
-        callback passed to ``stop``.
+      reason: at the end, why it ended: "epochs", "max_steps", "max_time", "early stopping", "SIGTERM",
+        "SIGINT" or what a callback passed to ``stop``.
       stop: ``stop("why")`` ends the run after this event.
     """
 

@@ -13,7 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["check_writable", "is_leftover", "remove_leftovers", "sync_folder", "write_atomically"]
+__all__ = [
+    "check_writable",
+    "is_leftover",
+    "remove_leftovers",
+    "sync_folder",
+    "unused_name",
+    "write_atomically",
+]
 
 _PREFIX, _SUFFIX = ".nnkit-", ".tmp"
 
@@ -47,7 +54,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[Bi
         )
     if not target.parent.is_dir():
         raise _not_a_folder(target.parent, f"cannot write {str(path)!r}")
-    temporary = target.parent / f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}"
+    temporary = unused_name(target.parent)
     try:
         with open(temporary, "xb") as file:
             if isinstance(content, bytes):
@@ -85,7 +92,7 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
     if not nearest.is_dir():
         raise _not_a_folder(nearest, f"cannot write in {str(folder)!r}")
     try:
-        write_atomically(probe := nearest / f"{_PREFIX}{secrets.token_hex(8)}-probe{_SUFFIX}", b"probe")
+        write_atomically(probe := unused_name(nearest), b"probe")
         probe.unlink()
     except OSError as error:
         raise PermissionError(
@@ -104,6 +111,11 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> int:
     for file in leftovers:
         file.unlink(missing_ok=True)
     return len(leftovers)
+
+
+def unused_name(folder: Path) -> Path:
+    """A name in ``folder`` that nothing has, and that :func:`is_leftover` knows."""
+    return folder / f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}"
 
 
 def is_leftover(path: str | os.PathLike[str]) -> bool:

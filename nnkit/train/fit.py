@@ -7,15 +7,16 @@ import math
 import os
 import time
 from collections.abc import Iterable, Mapping
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnkit.checks import check_key, unknown_name
+from nnkit.checks import unknown_name
 from nnkit.train import stopping as early
+from nnkit.train.begin import check_beginning, first_state
 from nnkit.train.epochs import STEPS_PER_CALL
 from nnkit.train.events import Callback, check_callbacks
 from nnkit.train.interrupt import Wish, interruptible
@@ -27,7 +28,7 @@ from nnkit.train.progress import progress_bar
 from nnkit.train.skipping import skip_nonfinite
 from nnkit.train.supply import Supply, example, supply
 from nnkit.train.supply import validation as validation_of
-from nnkit.types import Array, PyTree, Trainer, TrainState
+from nnkit.types import Array, Trainer, TrainState
 
 __all__ = ["fit"]
 
@@ -143,7 +144,8 @@ def fit(
         raise ValueError(f"fit(resume={resume!r}) needs run_dir=..., the folder of the run to go on with")
     trainer = _guarded(trainer, guard)
     given = supply(data, batch_size, shuffle=shuffle, drop_last=drop_last)
-    ts = _start(trainer, given, key, state)
+    check_beginning(key, state, name="fit", write="fit(..., key=jax.random.key(0))")
+    ts = jax.tree.map(jnp.copy, state) if key is None else first_state(trainer, key, example(given))
     given.check(trainer, ts)
     held_out, validate = validation_of(validation, trainer, ts)
     of_step = check_steps(trainer, ts, given.spec, given.batch_size, given.tail)
@@ -235,9 +237,9 @@ def _guarded(trainer: Trainer, guard: str | None) -> Trainer:
 
 @lru_cache(maxsize=32)  # one trainer for each, since programs are compiled for the trainer they are given
 def _skipping(trainer: Trainer) -> Trainer:
-    if trainer.skipping is not None:
-        return trainer._replace(step=trainer.skipping)
-    return skip_nonfinite(trainer)
+    trainer = skip_nonfinite(trainer)
+    assert trainer.skipping is not None
+    return trainer._replace(step=trainer.skipping)
 
 
 def _score(
@@ -268,24 +270,3 @@ def _check_goal(position: Position, epochs: int, max_steps: int | None, steps: i
         f"fit({asked}) has nothing to do: the {what} has taken {done} steps, which are "
         f"{done / steps:g} epochs; epochs counts those too"
     )
-
-
-def _start(trainer: Trainer, given: Supply, key: Array | None, state: TrainState | None) -> TrainState:
-    if state is not None:
-        if key is not None:
-            raise TypeError("fit got both key= and state=: the state carries its own key, pass one of them")
-        if not isinstance(state, TrainState):
-            raise TypeError(
-                f"fit(state=...) takes a TrainState and got {type(state).__name__}: pass what fit returned"
-            )
-        return jax.tree.map(jnp.copy, state)
-    if key is None:
-        raise TypeError("fit needs a key: pass fit(..., key=jax.random.key(0))")
-    check_key(key, "fit")
-    return _init(trainer, key, example(given))
-
-
-@partial(jax.jit, static_argnums=0)
-def _init(trainer: Trainer, key: Array, x: PyTree) -> TrainState:
-    # Initialisation op by op would compile some thirty small programs; jitted, it is one.
-    return trainer.init(key, x)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnkit.packing import Packed
-from nnkit.train.saving import _describe
+from nnkit.train.saving import describe
 from nnkit.tree import flatten, path_str
 from nnkit.types import PyTree
 
@@ -76,7 +76,7 @@ class HostCopies:
         copy = jax.tree.map(_split, structure.unflatten(copies), is_leaf=lambda x: isinstance(x, Packed))
         if is_new:
             for name, leaf in flatten(copy).items():
-                _describe(name, leaf)
+                describe(name, leaf)
             self._layout = layout
         return copy
 

@@ -63,6 +63,7 @@ class Journal:
         self._fingerprint, self._config = dict(fingerprint), config
         self._options = options
         self._store: Checkpoints | None = None
+        self._provenance = provenance()  # once, since it asks git, which takes longer than a checkpoint
 
     def restore(self, like: TrainState, *, anyway: bool) -> Position | None:
         """Where the run was saved last; None where it never was."""
@@ -103,7 +104,7 @@ class Journal:
         assert self._store is not None
         record = {**position.record(), "fingerprint": self._fingerprint, "config": self._config}
         self._store.save(
-            int(position.ts.step), position.ts, record | {"provenance": provenance()}, score=score
+            int(position.ts.step), position.ts, record | {"provenance": self._provenance}, score=score
         )
 
     def __enter__(self) -> Journal:

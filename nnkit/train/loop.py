@@ -282,6 +282,8 @@ class Loop:
         assert signal is not None
         self._save()
         journal.close()
+        self.reason = signal.name
+        self._tell("end", self.rows[-1] if self.rows else {})
         message = f"{signal.name}: the run is saved at step {self.step}; {_go_on(journal)}"
         print(message, file=sys.stderr)
         self.wish.grant(message)

@@ -4,34 +4,24 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
-from jax.extend.core import get_opaque_trace_state
 
-from nnkit.checks import check_key
-from nnkit.data import Source, check_batch_size, shuffled_indices
+from nnkit.data import shuffled_indices
 from nnkit.optim import report
-from nnkit.train.epochs import take
-from nnkit.train.evaluate import _evaluate
+from nnkit.train.begin import first_state
+from nnkit.train.epochs import compiler_options, platform_of, take
+from nnkit.train.evaluate import evaluate_batches
+from nnkit.train.job import Plan, joined, prepare
 from nnkit.train.means import epoch_means
-from nnkit.train.preflight import (
-    arrays_of,
-    check_monitored,
-    check_steps,
-    check_suited,
-    checked_batch_size,
-    number_of_examples,
-    specs,
-    whole,
-)
-from nnkit.train.stopping import EarlyStopping, begin, check_monitor, restored, update
+from nnkit.train.preflight import checked_batch_size, number_of_examples
+from nnkit.train.stopping import EarlyStopping, begin, restored, update
 from nnkit.types import Array, PyTree, Trainer, TrainState
 
-__all__ = ["Job", "Plan", "compiler_options", "platform_of", "prepare", "run", "train_epochs"]
+__all__ = ["run", "train_epochs"]
 
 
 def run(
@@ -108,171 +98,15 @@ def run(
         "remat": remat,
     }
     job = prepare("run", trainer, key, data, epochs, state=state, **options)
-    ts = _init(trainer, key, job.example) if job.alone and state is None else job.ts
+    ts = first_state(trainer, key, job.example) if job.alone and state is None else job.ts
     program = _compiled(platform_of(job.arrays)) if job.alone else train_epochs
     return program(trainer, ts, job.arrays, job.held_out, job.numbers, rule=job.rule, plan=job.plan)
-
-
-# A program of its own, as in fit, so that initial values have fit's bits.
-@functools.partial(jax.jit, static_argnums=0)
-def _init(trainer: Trainer, key: Array, x: PyTree) -> TrainState:
-    return trainer.init(key, x)
 
 
 @functools.cache
 def _compiled(platform: str) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
     return jax.jit(
         train_epochs, static_argnames=("trainer", "rule", "plan"), compiler_options=compiler_options(platform)
-    )
-
-
-def compiler_options(platform: str) -> dict[str, Any] | None:
-    """Those of fit's steps; they bind only a program that is not within another or a transformation."""
-    return {"xla_cpu_prefer_vector_width": 512} if platform == "cpu" else None
-
-
-def platform_of(arrays: PyTree) -> str:
-    """The platform that holds the arrays, which are not traced."""
-    return next(iter(jax.tree.leaves(arrays)[0].devices())).platform
-
-
-class Plan(NamedTuple):
-    """What is static in a run.
-
-    ``alone`` says that it is a program of its own, which nothing maps or differentiates.
-    """
-
-    epochs: int
-    batch_size: int
-    full: int
-    tail: int
-    shuffle: bool
-    remat: bool
-    done: int | None  # steps before the run; None where they are traced
-    alone: bool
-
-    @property
-    def steps(self) -> int:
-        return self.full + (self.tail > 0)
-
-
-class Job(NamedTuple):
-    """A run that was checked: what :func:`train_epochs` takes."""
-
-    ts: TrainState  # a spec of it where the run begins anew and is alone
-    example: PyTree
-    arrays: PyTree
-    held_out: PyTree
-    rule: EarlyStopping | None
-    numbers: Any
-    plan: Plan
-
-    @property
-    def alone(self) -> bool:
-        return self.plan.alone
-
-
-_OUTERMOST = get_opaque_trace_state()
-
-
-def prepare(
-    name: str,
-    trainer: Trainer,
-    key: Array | None,
-    data: Any,
-    epochs: int,
-    *,
-    batch_size: int,
-    validation: Any,
-    shuffle: bool,
-    drop_last: bool,
-    early_stopping: EarlyStopping | None,
-    remat: bool,
-    state: TrainState | None = None,
-) -> Job:
-    """All that can be checked before a run, with ``name`` for the messages."""
-    epochs = whole(epochs, f"{name}(epochs=...)")
-    arrays = _arrays(name, data, "the training data")
-    n = number_of_examples(arrays)
-    check_batch_size(batch_size, n)
-    held_out = None if validation is None else _arrays(name, validation, "the validation data")
-    x = specs(arrays[0] if isinstance(arrays, tuple) else arrays, 1)
-    x = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), x)
-    alone = get_opaque_trace_state() == _OUTERMOST
-    ts = _first(name, trainer, x, key, state, alone)
-    done = 0 if state is None else None if isinstance(state.step, Tracer) else int(state.step)
-    full, tail = divmod(n, batch_size)
-    tail = 0 if drop_last else tail
-    plan = Plan(epochs, int(batch_size), full, tail, bool(shuffle), bool(remat), done, alone)
-    if done is not None and done >= epochs * plan.steps:
-        raise ValueError(
-            f"{name}(epochs={epochs}) has nothing to do: the state has taken {done} steps, which are "
-            f"{done / plan.steps:g} epochs; epochs counts those too"
-        )
-    for part, what in ((arrays, "the training data"), (held_out, "the validation data")):
-        if part is not None and not _is_traced(part):
-            check_suited(trainer, ts, part, what)
-    names = check_steps(trainer, ts, arrays, plan.batch_size, plan.tail)
-    names = check_monitored(trainer, ts, names, held_out)
-    if early_stopping is not None:
-        if not isinstance(early_stopping, EarlyStopping):
-            raise TypeError(
-                f"{name}(early_stopping=...) takes a rule and got {early_stopping!r}: pass "
-                "train.early_stopping('val_loss')"
-            )
-        check_monitor(early_stopping, names)
-    rule, numbers = _split(early_stopping)
-    arrays, held_out = jax.tree.map(jnp.asarray, (arrays, held_out))
-    return Job(ts, x, arrays, held_out, rule, numbers, plan)
-
-
-def _is_traced(arrays: PyTree) -> bool:
-    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arrays))
-
-
-def _arrays(name: str, data: Any, what: str) -> PyTree:
-    if isinstance(data, Source):
-        raise TypeError(
-            f"{name} takes {what} as arrays and got a source of batches: a program without a host loop cannot "
-            "wait for one, pass it to train.fit"
-        )
-    arrays = getattr(data, "arrays", data)
-    if not _is_traced(arrays):
-        return arrays_of(data, what)
-    return tuple(arrays) if isinstance(arrays, list) else arrays
-
-
-def _first(
-    name: str, trainer: Trainer, x: PyTree, key: Array | None, state: TrainState | None, alone: bool
-) -> TrainState:
-    if state is not None:
-        if key is not None:
-            raise TypeError(
-                f"{name} got both a key and state=: the state carries its own key, pass None for the key"
-            )
-        if not isinstance(state, TrainState):
-            raise TypeError(
-                f"{name}(state=...) takes a TrainState and got {type(state).__name__}: pass what fit or run returned"
-            )
-        return state
-    if key is None:
-        raise TypeError(f"{name} needs a key: pass {name}(trainer, jax.random.key(0), data, epochs)")
-    check_key(key, name)
-    return jax.eval_shape(trainer.init, key, x) if alone else trainer.init(key, x)
-
-
-def _split(rule: EarlyStopping | None) -> tuple[EarlyStopping | None, Any]:
-    """The rule without its numbers, which is static, and its numbers, which may be traced."""
-    if rule is None:
-        return None, None
-    numbers = (rule.patience, rule.min_delta, rule.start_from_epoch, rule.baseline)
-    return _joined(rule, (None,) * 4), numbers
-
-
-def _joined(rule: EarlyStopping, numbers: Any) -> EarlyStopping:
-    patience, min_delta, start_from_epoch, baseline = numbers
-    return rule._replace(
-        patience=patience, min_delta=min_delta, start_from_epoch=start_from_epoch, baseline=baseline
     )
 
 
@@ -287,7 +121,7 @@ def train_epochs(
     plan: Plan,
 ) -> tuple[TrainState, dict[str, Array]]:
     """The epochs of a job: the state at the end, and the history."""
-    rule = None if rule is None else _joined(rule, numbers)
+    rule = None if rule is None else joined(rule, numbers)
     ts = begin(rule, ts, ts.step // plan.steps)
     epoch = functools.partial(_epoch, trainer, arrays, held_out, rule, plan)
     if plan.remat and not plan.alone:
@@ -336,7 +170,7 @@ def _epoch(
     row = epoch_means(metrics, sizes)
     if held_out is not None:
         size = checked_batch_size(1000, number_of_examples(held_out))
-        found = _evaluate(trainer, ts, held_out, batch_size=size)
+        found = evaluate_batches(trainer, ts, held_out, batch_size=size)
         row |= {f"val_{name}": value for name, value in found.items()}
     ts = ts._replace(opt_state=report(ts.opt_state, row))
     return ts if rule is None else ts._replace(stopping=update(rule, stopping, ts, row)), row

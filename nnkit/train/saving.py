@@ -26,7 +26,7 @@ from nnkit.train.files import write_atomically
 from nnkit.tree import flatten, path_str
 from nnkit.types import PyTree
 
-__all__ = ["DamagedFileError", "load_tree", "save_tree"]
+__all__ = ["DamagedFileError", "describe", "load_tree", "save_tree"]
 
 _MANIFEST, _FORMAT = "manifest.json", "nnkit tree 1"
 _PYTHON = {"bool": bool, "int": int, "float": float, "complex": complex}
@@ -66,7 +66,7 @@ def save_tree(path: str | os.PathLike[str], tree: PyTree) -> None:
                 "returned"
             )
     leaves = flatten(tree)
-    entries = {name: _describe(name, leaf) for name, leaf in leaves.items()}
+    entries = {name: describe(name, leaf) for name, leaf in leaves.items()}
     write_atomically(path, lambda file: _write(file, leaves, entries))
 
 
@@ -103,7 +103,7 @@ def load_tree(path: str | os.PathLike[str], like: PyTree | None = None) -> PyTre
             if wanted is None:
                 kinds = {name: entry["kind"] for name, entry in entries.items()}
             else:
-                _check_fit(where, entries, {name: _describe(name, leaf) for name, leaf in wanted.items()})
+                _check_fit(where, entries, {name: describe(name, leaf) for name, leaf in wanted.items()})
                 kinds = {name: _kind_like(leaf, entries[name]["kind"]) for name, leaf in wanted.items()}
             leaves = {name: _read(where, archive, name, entries[name], kind) for name, kind in kinds.items()}
     except FileNotFoundError:
@@ -115,7 +115,7 @@ def load_tree(path: str | os.PathLike[str], like: PyTree | None = None) -> PyTre
     return packed_like(jax.tree.unflatten(jax.tree.structure(unpack(like)), list(leaves.values())), like)
 
 
-def _describe(name: str, leaf: Any) -> dict[str, Any]:
+def describe(name: str, leaf: Any) -> dict[str, Any]:
     """The manifest's entry for a leaf or for what stands for one: kind, dtype, shape."""
     for kind, python_type in _PYTHON.items():
         if type(leaf) is python_type:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nnkit.checks import is_static_number, unknown_name
 from nnkit.optim.scalars import Scalar, as_scalar
+from nnkit.train.averaging import AveragedState
 from nnkit.types import PyTree, TrainState
 
 __all__ = [
@@ -49,6 +50,7 @@ class Stopping(NamedTuple):
       stopped: whether the run is at its end.
       params: the parameters of the best epoch, or () unless the rule says ``restore_best``.
       state: the layers' state of that epoch, or ().
+      average: the average of :func:`nnkit.train.averaged` at that epoch and its weight, or ().
     """
 
     best: Float[Array, ""]
@@ -58,6 +60,7 @@ class Stopping(NamedTuple):
     stopped: Bool[Array, ""]
     params: PyTree
     state: PyTree
+    average: PyTree
 
 
 def early_stopping(
@@ -158,14 +161,13 @@ def start(rule: EarlyStopping, ts: TrainState, epoch: Any = 0) -> Stopping:
       epoch: how many epochs it has had.
     """
     worst = jnp.inf if rule.mode == "min" else -jnp.inf
-    kept = (ts.params, ts.state) if rule.restore_best else ((), ())
     return Stopping(
         jnp.asarray(worst, jax.dtypes.canonicalize_dtype(float)),
         jnp.zeros([], jnp.int32),
         jnp.zeros([], jnp.int32),
         jnp.array(epoch, jnp.int32),
         jnp.zeros([], bool),
-        *jax.tree.map(jnp.copy, kept),
+        *jax.tree.map(jnp.copy, _kept(rule, ts)),
     )
 
 
@@ -205,8 +207,7 @@ def update(
     """
     check_monitor(rule, metrics)
     numbers = (rule.patience, rule.min_delta, rule.start_from_epoch)
-    here = (ts.params, ts.state) if rule.restore_best else ((), ())
-    return _next(stopping, here, metrics[rule.monitor], numbers, rule.baseline, mode=rule.mode)
+    return _next(stopping, _kept(rule, ts), metrics[rule.monitor], numbers, rule.baseline, mode=rule.mode)
 
 
 @partial(jax.jit, static_argnames="mode")  # on the host one dispatch, and not one for each operation
@@ -222,29 +223,38 @@ def _next(s: Stopping, here: PyTree, value: Any, numbers: Any, baseline: Any, *,
     renewed = better if baseline is None else better & beats(jnp.asarray(baseline).astype(s.best.dtype))
     wait = jnp.where(renewed, 0, s.wait + watched.astype(jnp.int32))
     out = watched & ~better & (wait.astype(patience.dtype) >= patience) & (s.epoch > 0)
-    params, state = jax.tree.map(lambda new, old: jnp.where(better, new, old), here, (s.params, s.state))
+    kept = jax.tree.map(lambda new, old: jnp.where(better, new, old), here, (s.params, s.state, s.average))
     return Stopping(
         jnp.where(better, value, s.best),
         jnp.where(better, s.epoch + 1, s.best_epoch),
         wait,
         s.epoch + 1,
         s.stopped | out,
-        params,
-        state,
+        *kept,
     )
+
+
+def _kept(rule: EarlyStopping, ts: TrainState) -> tuple[PyTree, PyTree, PyTree]:
+    """What is remembered of an epoch in case it is the best."""
+    if not rule.restore_best:
+        return (), (), ()
+    averages = isinstance(ts.opt_state, AveragedState)
+    return ts.params, ts.state, (ts.opt_state.average, ts.opt_state.weight) if averages else ()
 
 
 def restored(rule: EarlyStopping, stopping: Stopping, ts: TrainState) -> TrainState:
     """``ts`` with the best epoch's parameters and layer state, where the rule says ``restore_best``.
 
-    The optimizer's state, the key and the step stay those of the end.
+    The optimizer's state (but for the average of ``averaged``), the key and the step stay those of the end.
     """
     if not rule.restore_best:
         return ts
     any_best = stopping.best_epoch > 0
-    params, state = jax.tree.map(
+    params, state, average = jax.tree.map(
         lambda best, last: jnp.where(any_best, best, last),
-        (stopping.params, stopping.state),
-        (ts.params, ts.state),
+        (stopping.params, stopping.state, stopping.average),
+        _kept(rule, ts),
     )
+    if average:
+        ts = ts._replace(opt_state=ts.opt_state._replace(average=average[0], weight=average[1]))
     return ts._replace(params=params, state=state)

@@ -16,7 +16,7 @@ from nnkit.train.preflight import whole
 from nnkit.tree import wide
 from nnkit.types import Array, Layer, Params, PyTree, State
 
-__all__ = ["Outputs", "Uncertain", "check_sampling", "sample"]
+__all__ = ["Outputs", "Uncertain", "check_sampling", "distribution", "entropy_of", "sample"]
 
 Outputs: TypeAlias = Literal["logits", "probabilities", "values"]
 """What a model puts out."""
@@ -91,7 +91,7 @@ def sample(
 
     def one(s: Array) -> PyTree:
         y = model.apply(params, state, x, key=jax.random.fold_in(key, s), train=SAMPLING)[0]
-        return jax.tree.map(partial(_distribution, outputs), y)
+        return jax.tree.map(partial(distribution, outputs), y)
 
     _check_draws(model, params, state, x)
     spec = jax.eval_shape(one, jax.ShapeDtypeStruct((), jnp.int32))
@@ -116,9 +116,9 @@ def sample(
 
     def information(s: _Seen) -> Array:
         assert s.entropy is not None
-        return jnp.maximum(_entropy(s.mean) - s.entropy, 0)  # rounding may go below
+        return jnp.maximum(entropy_of(s.mean) - s.entropy, 0)  # rounding may go below
 
-    return Uncertain(mean, spread, over(lambda s: _entropy(s.mean)), over(information))
+    return Uncertain(mean, spread, over(lambda s: entropy_of(s.mean)), over(information))
 
 
 def _check_draws(model: Layer, params: Params, state: State, x: Any) -> None:
@@ -133,7 +133,7 @@ def _check_draws(model: Layer, params: Params, state: State, x: Any) -> None:
     )
 
 
-def _distribution(outputs: Outputs, y: Array) -> Array:
+def distribution(outputs: Outputs, y: Array) -> Array:
     """The output as what is averaged, in float32 at least."""
     if not jnp.issubdtype(y.dtype, jnp.floating):
         raise TypeError(f"predict(samples=...) takes the mean of floating outputs, got {y.dtype}")
@@ -168,7 +168,7 @@ def _merged(seen: _Seen, ys: Array, *, drawn: Array, before: Array) -> _Seen:
     apart = mean - seen.mean
     entropy = seen.entropy
     if entropy is not None:
-        now = jnp.sum(jnp.where(counts[..., 0], _entropy(ys), 0), axis=0) / count
+        now = jnp.sum(jnp.where(counts[..., 0], entropy_of(ys), 0), axis=0) / count
         entropy = entropy + (now - entropy) * share
     return _Seen(
         seen.mean + apart * share,
@@ -177,7 +177,7 @@ def _merged(seen: _Seen, ys: Array, *, drawn: Array, before: Array) -> _Seen:
     )
 
 
-def _entropy(p: Array) -> Array:
+def entropy_of(p: Array) -> Array:
     """-sum p log p over the last axis, 0 log 0 being 0."""
     some = p > 0
     return -jnp.sum(

@@ -348,3 +348,25 @@ def test_a_last_batch_of_one_example_is_named():
     noisy = layers.serial(layers.dropout(0.5), model)
     with pytest.raises(LayerError, match="needs a key"):
         train.reestimate(noisy, *_initial(noisy, X.astype("f")), X.astype("f"))
+
+
+@pytest.mark.parametrize("how", ["fit", "run"])
+def test_the_best_epoch_comes_back_with_its_average(how):
+    """Validated with the average, so that is what is best: evaluated again it gives the best loss."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(48, 3)).astype(np.float32)
+    y = (x[:, :1] + rng.normal(size=(48, 1))).astype(np.float32)
+    plain = train.trainer(layers.dense(1), losses.mean_squared_error, optim.sgd(0.4))
+    trainer = train.averaged(plain, 0.5)
+    rule = train.early_stopping(patience=100, restore_best=True)
+    arguments = {"epochs": 8, "batch_size": 8, "validation": (x[:16], y[:16]), "early_stopping": rule}
+    data = (x[16:], y[16:])
+    if how == "fit":
+        ts, rows = train.fit(trainer, data, key=jax.random.key(0), **arguments)
+        found = [row["val_loss"] for row in rows]
+    else:
+        ts, history = train.run(trainer, jax.random.key(0), data, **arguments)
+        found = history["val_loss"]
+    best = int(np.argmin(found))
+    assert int(ts.stopping.best_epoch) == best + 1 < 8
+    np.testing.assert_allclose(train.evaluate(trainer, ts, (x[:16], y[:16]))["loss"], found[best], rtol=1e-6)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nnkit.train import Checkpoints, DamagedFileError, checkpoint_files, checkpoints, restore
+from nnkit.train import Checkpoints, DamagedFileError, checkpoint_files, restore
 from nnkit.train.checkpoint_files import folders, read_entry
 from tests.train.test_checkpoints import LIKE, check_restored, never, saved, tree
 from tests.train.test_saving import assert_same
@@ -119,11 +119,11 @@ def _sums_in_any_order(monkeypatch):
 
 
 def _no_fallback(monkeypatch):
-    monkeypatch.setattr(checkpoints.files, "folders", lambda folder: folders(folder)[:1])
+    monkeypatch.setattr(checkpoint_files, "folders", lambda folder: folders(folder)[:1])
 
 
 def _older_first(monkeypatch):
-    monkeypatch.setattr(checkpoints.files, "folders", lambda folder: folders(folder)[::-1])
+    monkeypatch.setattr(checkpoint_files, "folders", lambda folder: folders(folder)[::-1])
 
 
 READERS = [_no_sums, _sums_of_the_tree_only, _sums_in_any_order, _no_fallback, _older_first]

@@ -22,7 +22,7 @@ import pytest
 
 from nnkit import optim
 from nnkit.packing import Packed, unpack
-from nnkit.train import CheckpointError, Checkpoints, checkpoint_files, checkpoints, restore
+from nnkit.train import CheckpointError, Checkpoints, checkpoint_files, restore
 from nnkit.train.checkpoint_files import read_entry, step_of
 from nnkit.train.checkpoints import steps
 from nnkit.train.host_copies import HostArray, HostCopies
@@ -219,7 +219,7 @@ def _ranked(scores: Any, key: Callable[[float, int], Any]) -> list[Path]:
     return sorted(found, key=lambda path: key(found[path], step_of(path)))
 
 
-TRUE_BEST = checkpoints._best
+TRUE_BEST = checkpoint_files.best_first
 RANKINGS: dict[str, Callable[[Any, Any], list[Path]]] = {
     "NaN like another number": lambda scores, mode: _ranked(
         scores, lambda s, n: (1 if mode == "min" else -1) * s if s == s else -math.inf
@@ -235,7 +235,7 @@ RANKINGS: dict[str, Callable[[Any, Any], list[Path]]] = {
 
 @pytest.mark.parametrize("ranking", RANKINGS)
 def test_wrong_rankings_fail_the_test_of_what_is_kept(tmp_path, monkeypatch, ranking):
-    monkeypatch.setattr(checkpoints, "_best", RANKINGS[ranking])
+    monkeypatch.setattr(checkpoint_files, "best_first", RANKINGS[ranking])
     failed = 0
     for number, row in enumerate(KEPT):
         (folder := tmp_path / str(number)).mkdir()

@@ -242,7 +242,7 @@ BAD_X[3, 1] = np.nan
         (lambda: _fit(key=None), TypeError, r"fit needs a key: pass fit\(..., key=jax.random.key\(0\)\)"),
         (lambda: _fit(key=0), TypeError, "fit got the number 0 for a key"),
         (lambda: _fit(key=jax.random.PRNGKey(0)), TypeError, "fit got an old-style uint32 key"),
-        (lambda: _fit(state=TRAINER.init(KEY, X[:1])), TypeError, r"fit got both key= and state="),
+        (lambda: _fit(state=TRAINER.init(KEY, X[:1])), TypeError, r"fit got both a key and state="),
         (
             lambda: _fit(key=None, state=TRAINER.init(KEY, X[:1])._replace(step=jnp.int32(4))),
             ValueError,
