@@ -8,6 +8,9 @@ The files are in the page cache after the first epoch. Nothing is read ahead acr
 does another's work: each epoch starts its thread, draws its order and fills its first chunk within its time.
 ``cpu`` is the ratio of the processor time of all threads, which other programs on the machine disturb least.
 
+Then the same data through ``train.fit``: the mean time of the epochs after the first of a run, where a stream is
+read ahead into the next epoch, as it is in use.
+
 Then a source of known delay: each batch takes ``delay`` ms to make and each step twice as long to compute. A
 feed that reads ahead makes such an epoch as long as its steps; ``waited`` is what the loop stood still for.
 """
@@ -15,6 +18,7 @@ feed that reads ahead makes such an epoch as long as its steps; ``waited`` is wh
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import statistics
 import tempfile
@@ -115,20 +119,49 @@ def _streamed(config: Config, folder: Path) -> dict[str, Any]:
         }
         print(f"{name:10s}" + "".join(f"{value:10.3f}" for value in row.values()))
     print(f"wanted: a ratio of at most {BOUND}; all ended with the same parameters")
-    return {"epochs": rows, "rounds": {name: t.rounds for name, t in times.items()}}
+    sources = {
+        "resident": (scaled, y),
+        "float32": data.stream((on_disk["x"], y), config.batch_size),
+        "uint8": data.stream((on_disk["raw"], y), config.batch_size, map=scale),
+    }
+    return {
+        "epochs": rows,
+        "rounds": {name: t.rounds for name, t in times.items()},
+        "fit": _in_fit(config, sources),
+    }
+
+
+def _in_fit(config: Config, sources: dict[str, Any], epochs: int = 4) -> dict[str, Any]:
+    """Epochs of whole runs, the first of each left out, interleaved run by run."""
+    trainer = _shared()
+    seconds: dict[str, list[float]] = {name: [] for name in sources}
+    for turn in range(config.rounds + 1):
+        for name, source in sources.items():
+            size = config.batch_size if name == "resident" else None
+            _, history = train.fit(trainer, source, epochs=epochs, key=jax.random.key(0), batch_size=size)
+            if turn:  # the first run compiles
+                seconds[name].append(statistics.mean(row["seconds"] for row in history[1:]))
+    print(f"\nepochs 2 to {epochs} of fit, {config.rounds} runs of each")
+    ours = seconds["resident"]
+    rows = {}
+    for name, found in seconds.items():
+        rows[name] = {
+            "median": statistics.median(found),
+            "ratio": statistics.median(found) / statistics.median(ours),
+            "paired": statistics.median(a / b for a, b in zip(found, ours, strict=True)),
+        }
+        print(f"{name:10s}" + "".join(f"{value:10.3f}" for value in rows[name].values()))
+    return rows
 
 
 class _Run:
     """A training that goes on by an epoch at each call."""
 
     def __init__(self, feed: Feed):
-        model = layers.serial(
-            layers.dense(256), layers.relu, layers.dense(128), layers.relu, layers.dense(10)
-        )
         self.feed, self.number = feed, 0
         self.cpu: list[float] = []
         self.waited: list[float] = []
-        self.trainer = _shared(model)
+        self.trainer = _shared()
         self.ts = self.trainer.init(jax.random.key(0), jax.ShapeDtypeStruct((1, 784), np.float32))
 
     def epoch(self) -> None:
@@ -147,14 +180,11 @@ class _Run:
         self.waited.append(getattr(self.feed, "waited", 0.0) - waited)
 
 
-_trainers: list[Trainer] = []
-
-
-def _shared(model: Any) -> Trainer:
+@functools.cache
+def _shared() -> Trainer:
     """One trainer for all, so that all run the same program."""
-    if not _trainers:
-        _trainers.append(train.trainer(model, losses.softmax_cross_entropy, optim.adam(1e-3)))
-    return _trainers[0]
+    model = layers.serial(layers.dense(256), layers.relu, layers.dense(128), layers.relu, layers.dense(10))
+    return train.trainer(model, losses.softmax_cross_entropy, optim.adam(1e-3))
 
 
 def _delayed(delay: float, steps: int = 60) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 from nnkit.tree import flatten
 from nnkit.types import Array, PyTree
 
-__all__ = ["Source", "batch_size_of", "check_source", "checked_batches", "shapes_of"]
+__all__ = ["Source", "batch_size_of", "check_source", "checked_batches", "is_finite", "shapes_of"]
 
 
 @runtime_checkable
@@ -148,7 +148,7 @@ def _check(where: str, array: np.ndarray, shape: tuple[int, ...], dtype: Any) ->
             f"{where}: dtype {array.dtype} where {dtype} was expected; convert it with .astype(np.{dtype})"
         )
     if jnp.issubdtype(dtype, np.inexact):
-        if not _finite(array):
+        if not is_finite(array):
             bad = np.argwhere(~np.isfinite(array))
             place = bad[0].tolist()
             raise ValueError(
@@ -164,7 +164,8 @@ def _check(where: str, array: np.ndarray, shape: tuple[int, ...], dtype: Any) ->
             )
 
 
-def _finite(array: np.ndarray) -> bool:
+def is_finite(array: np.ndarray) -> bool:
+    """Whether there is no inf and no NaN in the array."""
     # One pass that writes nothing. A sum of squares that overflows is looked at again.
     if array.dtype in (np.float32, np.float64) and array.flags.c_contiguous:
         flat = array.reshape(-1)

@@ -80,7 +80,13 @@ def stream(
     if read_ahead is None:
         pays = n * row_bytes > _memory() / 2
         read_ahead = max(1, _BLOCK // max(1, row_bytes * batch_size)) if pays else 1
-    return _Indexed(read, n, batch_size, shuffle, drop_last, map, read_ahead)
+
+    def into(rows: Int[np.ndarray, " m"], out: PyTree) -> None:
+        # "clip" writes straight into its place; the rows are within bounds.
+        jax.tree.map(lambda a, o: np.take(a, rows, axis=0, out=o, mode="clip"), arrays, out)
+
+    plain = map is None and read_ahead == 1 and all(a.dtype.isnative for a in jax.tree.leaves(arrays))
+    return _Indexed(read, n, batch_size, shuffle, drop_last, map, read_ahead, into if plain else None)
 
 
 def from_records(
@@ -151,10 +157,11 @@ class _Indexed:
         drop_last: bool,
         map: Callable[[Any], Any] | None,
         read_ahead: int,
+        into: Callable[[Int[np.ndarray, " m"], PyTree], None] | None = None,
     ):
         check_batch_size(batch_size, n)
         self._read, self._map, self._n, self._size = read, map, n, batch_size
-        self._shuffle, self._block = shuffle, read_ahead
+        self._shuffle, self._block, self._into = shuffle, read_ahead, into
         self.steps = num_batches(n, batch_size, drop_last)
         self.examples = self.steps * batch_size if drop_last else n
         self.spec = shapes_of(self._mapped(read(np.arange(batch_size))))
@@ -179,6 +186,19 @@ class _Indexed:
             for at in range(0, len(rows), self._size):
                 part = where[at : at + self._size]
                 yield self._mapped(jax.tree.map(functools.partial(np.take, indices=part, axis=0), block))
+
+    def filler(self, key: Array, epoch: int) -> Callable[[int, PyTree], None] | None:
+        """Reads batches from a number on straight into their place, where that is possible: for ``train.Streaming``."""
+        into = self._into
+        if into is None:
+            return None
+        order = _order(key, epoch, self._n) if self._shuffle else np.arange(self._n)
+
+        def fill(start: int, out: PyTree) -> None:
+            first = start * self._size
+            into(order[first : first + len(jax.tree.leaves(out)[0])], out)
+
+        return fill
 
     def _mapped(self, batch: PyTree) -> PyTree:
         return batch if self._map is None else self._map(batch)

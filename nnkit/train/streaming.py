@@ -7,13 +7,13 @@ import contextlib
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
-from nnkit.data.batch_source import Source, check_source, checked_batches
+from nnkit.data.batch_source import Source, check_source, checked_batches, is_finite
 from nnkit.train.feed import Chunk
 from nnkit.train.preflight import whole
 from nnkit.types import Array, PyTree
@@ -133,6 +133,9 @@ class _Plan:
         # Buffers have the dtypes of the device: a double is rounded on the way in and not once more.
         dtypes = [jax.dtypes.canonicalize_dtype(leaf.dtype) for leaf in leaves]
         self.rows = [(leaf.shape[1:], dtype) for leaf, dtype in zip(leaves, dtypes, strict=True)]
+        self.looked_at = False  # whether a whole epoch was found to be finite
+        # Whether numbers go to the device as they are.
+        self.plain = all(leaf.dtype == dtype for leaf, dtype in zip(leaves, dtypes, strict=True))
         if sharding is not None and jax.process_count() == 1:
             _check_sharding(sharding, leaves, self.tail)
         batch = sum(np.zeros(shape, dtype).nbytes for shape, dtype in self.rows) * self.size
@@ -250,14 +253,12 @@ class _Line(threading.Thread):
     def _read(self, epoch: int, start: int) -> bool:
         """Hands over the chunks of an epoch; False where nobody wants them any more."""
         plan = self._plan
-        with contextlib.closing(checked_batches(plan.source, self._key, epoch, start)) as batches:
+        with contextlib.closing(_Reader(plan, self._key, epoch, start)) as reader:
             for count, size, capacity in plan.cuts(start, self._most):
                 self._most = plan.after(count) if size == plan.size else self._most
                 leaves = plan.borrow(capacity * size)
-                for at in range(count):
-                    if self._closed:
-                        return False
-                    _write(next(batches), leaves, slice(at * size, (at + 1) * size))
+                if not reader.read(leaves, count, size, lambda: self._closed):
+                    return False
                 arrays = plan.put(leaves)
                 del leaves
                 # Where several processes give their parts the batch is larger than this one's.
@@ -280,6 +281,41 @@ class _Line(threading.Thread):
 def _write(batch: PyTree, leaves: list[np.ndarray], rows: slice) -> None:
     for memory, leaf in zip(leaves, jax.tree.leaves(batch), strict=True):
         np.copyto(memory[rows], leaf, casting="same_kind")
+
+
+class _Reader:
+    """Reads an epoch's batches one after another, a chunk at once from a source that can."""
+
+    def __init__(self, plan: _Plan, key: Array, epoch: int, start: int):
+        self._plan, self._key, self._epoch = plan, key, epoch
+        self._start = self._at = start
+        filler = getattr(plan.source, "filler", None) if plan.plain else None
+        self._fill = None if filler is None else filler(key, epoch)
+        self._batches = None if self._fill else checked_batches(plan.source, key, epoch, start)
+
+    def read(self, leaves: list[np.ndarray], count: int, size: int, closed: Callable[[], bool]) -> bool:
+        """Fills the leaves with the next batches; False where nobody wants them any more."""
+        if self._fill is not None:
+            used = [memory[: count * size] for memory in leaves]
+            self._fill(self._at, self._plan.structure.unflatten(used))
+            # Once: an epoch that was finite, read again from the same arrays, is.
+            if not self._plan.looked_at and not all(map(is_finite, used)):
+                for _ in checked_batches(self._plan.source, self._key, self._epoch, self._at):
+                    pass  # says in which batch, and of what
+            self._at += count
+            self._plan.looked_at |= self._start == 0 and self._at == self._plan.source.steps
+            return not closed()
+        assert self._batches is not None
+        for at in range(count):
+            if closed():
+                return False
+            for memory, leaf in zip(leaves, jax.tree.leaves(next(self._batches)), strict=True):
+                np.copyto(memory[at * size : (at + 1) * size], leaf, casting="same_kind")
+        return True
+
+    def close(self) -> None:
+        if self._batches is not None:
+            self._batches.close()
 
 
 def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
