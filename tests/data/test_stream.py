@@ -451,13 +451,13 @@ def test_every_wrong_argument_is_an_error_in_words(what):
 
 def test_the_quick_look_for_nan_finds_all_that_the_slow_one_finds(monkeypatch):
     """A mutant that trusts its sum of squares blindly, and one that does not look, are found by the above."""
-    assert batch_source._finite(X)
+    assert batch_source.is_finite(X)
     for place in range(X.size):
         for value in (np.nan, np.inf, -np.inf):
             spoilt = X.copy()
             spoilt.flat[place] = value
-            assert not batch_source._finite(spoilt)
-            assert not batch_source._finite(np.asfortranarray(spoilt))
+            assert not batch_source.is_finite(spoilt)
+            assert not batch_source.is_finite(np.asfortranarray(spoilt))
     with pytest.raises(ValueError, match="which make 2"):
         check_source(
             type("Wrong", (), {"steps": 3, "examples": 8, "spec": jax.ShapeDtypeStruct((4,), np.float32)})

@@ -123,20 +123,21 @@ MUTANTS = {
     "another key": lambda monkeypatch: monkeypatch.setattr(
         streaming, "_on_host", lambda key: jax.random.fold_in(key, 1)
     ),
-    "starts one late": lambda monkeypatch: monkeypatch.setattr(
-        streaming,
-        "checked_batches",
-        lambda source, key, epoch, start: data.batch_source.checked_batches(source, key, epoch, start + 1),
-    ),
-    "another epoch": lambda monkeypatch: monkeypatch.setattr(
-        streaming,
-        "checked_batches",
-        lambda source, key, epoch, start: data.batch_source.checked_batches(source, key, epoch + 1, start),
-    ),
+    "starts one late": lambda monkeypatch: _reads(monkeypatch, lambda epoch, start: (epoch, start + 1)),
+    "another epoch": lambda monkeypatch: _reads(monkeypatch, lambda epoch, start: (epoch + 1, start)),
     "memory used again at once": lambda monkeypatch: monkeypatch.setattr(
         streaming._Plan, "_borrow", _borrow_the_same
     ),
 }
+
+
+def _reads(monkeypatch, change):
+    right = streaming._Reader.__init__
+
+    def wrong(self, plan, key, epoch, start):
+        right(self, plan, key, *change(epoch, start))
+
+    monkeypatch.setattr(streaming._Reader, "__init__", wrong)
 
 
 def _borrow_the_same(plan, leaf, examples):
@@ -583,3 +584,15 @@ def test_two_processes_each_give_their_part_of_a_batch():
     for process in both:
         said, _ = process.communicate(timeout=120)
         assert said.endswith("done\n"), said
+
+
+def test_nan_in_arrays_that_are_read_a_chunk_at_once_is_said_with_its_batch():
+    x = np.ones((64, 2), np.float32)
+    x[37, 1] = np.nan
+    source = data.stream((x, np.zeros(64, np.int32)), 4, shuffle=False)
+    with (
+        train.Streaming(source, steps_per_call=100) as feed,
+        pytest.raises(ValueError, match=r"batch 9 of epoch 0 .*NaN or Inf in 1 of 8 places"),
+    ):
+        for _ in feed.chunks(jax.random.key(0), 0, 0):
+            pass
