@@ -26,7 +26,7 @@ doctest: $(VENV)/.dev
 	$(BIN)/python -m pytest -q --doctest-modules nnkit
 
 docs: $(VENV)/.dev
-	$(BIN)/python -m pytest -q tests/test_docs.py
+	$(BIN)/python -m pytest -q -m docs -n 2 tests/test_docs.py
 
 benchmark: $(VENV)/.benchmarks
 	$(BIN)/python -m benchmarks.epoch

@@ -126,3 +126,12 @@ def test_every_module_says_what_it_exports():
         ]
         assert "__all__" in assigned, path
         assert ast.get_docstring(module), path
+
+
+def test_the_tests_that_are_listed_as_slow_exist():
+    lines = (Path(__file__).parent / "slow.txt").read_text().splitlines()
+    assert lines == sorted(set(lines))
+    for line in lines:
+        path, name = line.split("::", 1)
+        source = (Path(__file__).parent.parent / path).read_text()
+        assert f"def {name.split('[')[0]}(" in source, line

@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from nnkit import train
 from nnkit.cli.recipe import build_model, evaluate, load_splits
 from nnkit.cli.report import print_table
-from nnkit.cli.trained import load_parameters, settings_of_run
+from nnkit.cli.trained import load_parameters, read_record, settings_of_run
 
 __all__ = ["Eval"]
 
@@ -37,7 +36,7 @@ class Eval:
         config = settings_of_run(self.run)
         if self.data_dir is not None:
             config = dataclasses.replace(config, data_dir=self.data_dir)
-        recorded = train.read_result(self.run)
+        recorded = read_record(self.run, "result.json")
         splits = load_splits(config)
         part = getattr(splits, self.part)
         if part is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,14 @@ def read_images(
 
 def _of_array(path: Path) -> list[tuple[str, Any]]:
     try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        with path.open("rb") as file:
+            array = np.load(file, allow_pickle=False)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{str(path)!r} is no array: {error}") from None
+    if not isinstance(array, np.ndarray):  # what it is goes by the contents
+        raise ValueError(f"{str(path)!r} is an .npz file: pass one of the arrays in it, as .npy")
+    if not np.issubdtype(array.dtype, np.number) and array.dtype != bool:
+        raise ValueError(f"{str(path)!r} has {array.dtype}: pass uint8, or floats from 0 to 1")
     if array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3)):
         array = array[None]
     if array.ndim == 3:

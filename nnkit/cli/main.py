@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs ``nnkit`` with these arguments, by default the command line's, and returns its exit status."""
     missing = [name for name in ("tyro", "rich") if importlib.util.find_spec(name) is None]
     if missing:
-        print(f"the command line needs {' and '.join(missing)}: pip install 'nnkit[verify]'", file=sys.stderr)
+        needs = f"the command line needs {' and '.join(missing)}"
+        print(f"{needs}: pip install 'nnkit[experiments]'", file=sys.stderr)
         return 2
     import tyro
 

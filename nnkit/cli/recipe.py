@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -116,7 +116,7 @@ def evaluate(
     return outcome, np.asarray(logits), np.asarray(confusion)
 
 
-def run(config: Settings, *, resume: bool = False) -> Outcome:
+def run(config: Settings, *, resume: bool = False, callbacks: Iterable[Callback] = ()) -> Outcome:
     """One training run: everything from the data to the folder.
 
     The folder then has what ``fit`` writes (config.json, metrics.csv, metrics.jsonl, checkpoints/), model.npz
@@ -125,6 +125,7 @@ def run(config: Settings, *, resume: bool = False) -> Outcome:
     Args:
       config: all settings.
       resume: whether to go on with the run in its folder.
+      callbacks: what ``fit`` tells of it besides.
     """
     if not 0 < config.test < 1:
         raise ValueError(f"test must be a share between 0 and 1, got {config.test:g}")
@@ -148,7 +149,7 @@ def run(config: Settings, *, resume: bool = False) -> Outcome:
             key=jax.random.key(config.seed),
             batch_size=config.batch_size,
             validation=splits.validation,
-            callbacks=[_rate_of(rate), *_trackers(config)],
+            callbacks=[*callbacks, _rate_of(rate), *_trackers(config)],
             early_stopping=_rule(config),
             guard=config.guard,
             run_dir=folder,

@@ -6,11 +6,11 @@ import dataclasses
 import json
 from pathlib import Path
 
-from nnkit import train
 from nnkit.cli.leaving import ENDED, going_on
 from nnkit.cli.recipe import run
 from nnkit.cli.report import print_table
-from nnkit.cli.trained import settings_of_run
+from nnkit.cli.trained import read_record, settings_of_run
+from nnkit.train.events import Callback, View
 from nnkit.train.files import write_atomically
 
 __all__ = ["Resume"]
@@ -43,17 +43,29 @@ class Resume:
         changes = {name: value for name, value in changes.items() if value is not None}
         config = dataclasses.replace(config, **changes)
         try:
-            outcome = run(config, resume=True)
+            outcome = run(config, resume=True, callbacks=[_beginning(self.run, changes)])
         except ENDED as error:
-            return going_on(error, self.run)
-        if changes:
-            _note(self.run, changes)
+            options = [word for n, v in changes.items() for word in (f"--{n.replace('_', '-')}", str(v))]
+            return going_on(error, self.run, options)
         print_table(str(self.run), {f"seed {config.seed}": outcome})
         return 0
 
 
+def _beginning(folder: Path, changes: dict[str, object]) -> Callback:
+    """Makes the folder that of a run which has not ended, as soon as nothing of it can be refused any more."""
+
+    def callback(event: str, view: View) -> None:
+        if event == "start":
+            # First: an end that is recorded beside settings for more epochs would stand for theirs.
+            (folder / "result.json").unlink(missing_ok=True)
+            if changes:
+                _note(folder, changes)
+
+    return callback
+
+
 def _note(folder: Path, changes: dict[str, object]) -> None:
     """Puts changed settings into config.json, which says how the run is repeated."""
-    found = train.read_config(folder)
+    found = read_record(folder, "config.json")
     found["config"] |= {name: str(v) if isinstance(v, Path) else v for name, v in changes.items()}
     write_atomically(folder / "config.json", json.dumps(found, indent=2, ensure_ascii=False).encode() + b"\n")

@@ -148,6 +148,8 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"no file {str(file)!r}: pass a run folder, its config.json, or a TOML file"
         ) from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{str(file)!r} is no text in UTF-8: {error}") from None
     try:
         found = tomllib.loads(text) if file.suffix == ".toml" else json.loads(text)
     except ValueError as error:
@@ -171,9 +173,7 @@ def settings_from(found: Mapping[str, Any], where: str) -> dict[str, Any]:
     settings = {}
     for name, value in found.items():
         if name not in hints:
-            error = unknown_name("setting", name, hints)
-            error.add_note(f"in {where}")
-            raise error
+            raise ValueError(f"in {where}: {unknown_name('setting', name, hints)}")
         settings[name] = _typed(hints[name], value, f"{name} in {where}")
     return settings
 
@@ -194,7 +194,7 @@ def _typed(hint: Any, value: Any, what: str) -> Any:
     if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             return float(value)  # a text, too: JSON has no inf
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     if isinstance(kind, type) and type(value) is kind:
         return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ __all__ = [
     "load_parameters",
     "load_run",
     "read_card",
+    "read_record",
     "settings_of_run",
     "write_card",
 ]
@@ -87,9 +88,27 @@ def read_card(folder: Path) -> Card:
         raise ValueError(f"{str(path)!r} is damaged ({error}): repeat the run") from None
 
 
+def read_record(folder: Path, name: Literal["config.json", "result.json"]) -> dict[str, Any]:
+    """What is in one of a run's records.
+
+    Raises:
+      FileNotFoundError, ValueError: there is none, or it holds no object of names; the message names it.
+    """
+    path = folder / name
+    try:
+        found = train.read_config(folder) if name == "config.json" else train.read_result(folder)
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is damaged ({error}): repeat the run") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{str(path)!r} is damaged (a {type(found).__name__}, no object): repeat the run")
+    return found
+
+
 def settings_of_run(folder: Path) -> Settings:
     """The settings with which a run was made; its folder is where it is now, wherever it was then."""
-    found = train.read_config(folder)["config"]
+    found = read_record(folder, "config.json").get("config")
+    if not isinstance(found, dict):
+        raise ValueError(f"{str(folder / 'config.json')!r} has no settings under 'config': it is of no run")
     missing = {"dataset", "model", "hidden"} - set(found)
     if missing:
         raise ValueError(

@@ -33,7 +33,8 @@ def log_to(
 
     At the start the run's configuration; after each epoch its row, without the step, which is the
     horizontal axis; at the end the configuration with the last metrics, and ``close()``. Where there are
-    several processes, process 0 speaks.
+    several processes, process 0 speaks. A callback serves one run, whose end closes its logger: make another
+    for the next.
 
     An exception of the logger, a server that is gone for instance, never ends the run: it becomes a
     ``RuntimeWarning`` and that call is lost. After three in a row the logger is not called again. What was
@@ -44,7 +45,8 @@ def log_to(
       every: "epoch", or how many dispatches of steps (fit's ``steps_per_call`` each) go from one telling
         to the next. The means over such a dispatch are told as ``chunk/loss`` and so on, beside the epochs.
       histograms: whether parameters are told as distributions, each under its path; or a regular
-        expression that must match the whole path, to choose some.
+        expression that must match the whole path, ``.*kernel`` for ``dense_0/kernel``, to choose some. One that
+        matches none is a ``RuntimeWarning`` with the paths that there are.
       images: a function of the view with images by name, (height, width) or (height, width, 1 or 3), uint8
         or from 0 to 1.
 
@@ -73,8 +75,18 @@ def log_to(
         )
     if every != "epoch":
         every = whole(every, "log_to(every=...), unless it is 'epoch',")
-    if not isinstance(histograms, bool):
-        re.compile(histograms)
+    if not isinstance(histograms, bool | str):
+        raise TypeError(
+            f"log_to(histograms=...) takes a bool or a regular expression, got {type(histograms).__name__}"
+        )
+    if isinstance(histograms, str):
+        try:
+            re.compile(histograms)
+        except re.error as error:
+            raise ValueError(
+                f"log_to(histograms={histograms!r}) is no regular expression ({error}): pass True for all "
+                "parameters, or '.*kernel' for those whose path ends so"
+            ) from error
     if images is not None and not callable(images):
         raise TypeError(f"log_to(images=...) takes a function of the view, got {type(images).__name__}")
     return _Log(logger, every, histograms, images)
@@ -86,6 +98,7 @@ class _Log:
     def __init__(self, logger: Logger, every: Any, histograms: bool | str, images: Any):
         self._logger, self._every, self._histograms, self._images = logger, every, histograms, images
         self._chunks = self._failures = 0
+        self._warned = False
 
     def __call__(self, event: str, view: Any) -> None:
         if jax.process_index() != 0:
@@ -106,16 +119,32 @@ class _Log:
     def _tell(self, view: Any, prefix: str) -> None:
         numbers = {f"{prefix}{name}": value for name, value in _numbers(view.metrics).items()}
         self._try("scalars", lambda: (view.step, numbers))
-        if self._histograms is not False:
+        if self._histograms is not False and self._is_matched(view):
             self._try("histograms", lambda: (view.step, self._parameters(view)))
         if self._images is not None:
             self._try("images", lambda: (view.step, self._pictures(view)))
 
+    def _is_matched(self, view: Any) -> bool:
+        """Whether there are parameters to tell; if not, a warning at the first time."""
+        if self._chosen(view):
+            return True
+        if not self._warned:
+            self._warned = True
+            paths = ", ".join(tree.flatten(view.state.params)) or "none"
+            warnings.warn(
+                f"log_to(histograms={self._histograms!r}) matches the whole path of no parameter, so no histogram "
+                f"is told; there are {paths}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        return False
+
+    def _chosen(self, view: Any) -> dict[str, Any]:
+        pattern = re.compile(".*" if self._histograms is True else str(self._histograms))
+        return {path: p for path, p in tree.flatten(view.state.params).items() if pattern.fullmatch(path)}
+
     def _parameters(self, view: Any) -> dict[str, np.ndarray]:
-        chosen = re.compile(".*" if self._histograms is True else str(self._histograms))
-        leaves = {
-            path: leaf for path, leaf in tree.flatten(view.state.params).items() if chosen.fullmatch(path)
-        }
+        leaves = self._chosen(view)
         wide = {p: x.astype(jnp.float32) if x.dtype.itemsize < 4 else x for p, x in leaves.items()}
         return {path: np.asarray(leaf) for path, leaf in jax.device_get(wide).items()}
 

@@ -185,7 +185,8 @@ def reestimate(
     batch is run from r = 0, which gives (1 − m) s, and from a huge r, which gives m; all that does
     not depend on r, in training mode the network, is computed once. Statistics that do not move
     (``frozen``, ``use_running_average``) stay, and so does all other state. In float32 the
-    result is right to some 1e-7/(1 − m) of itself, like any running statistic.
+    result is right to some 1e-7/(1 − m) of itself, like any running statistic. A batch whose statistics are
+    NaN or overflow makes the result NaN or inf.
 
     Args:
       model: the network.
@@ -257,7 +258,8 @@ def _reestimate(
             jnp.where(fixed, 1, (high - low) / _huge(low))
             for fixed, (low, high) in zip(still, moved, strict=True)
         ]
-        return [jnp.where(k < 1, low, 0) for k, (low, _) in zip(keep, moved, strict=True)], keep
+        # NaN is neither still nor moving by a known momentum: it goes into the sum, to be seen there.
+        return [jnp.where(k == 1, 0, low) for k, (low, _) in zip(keep, moved, strict=True)], keep
 
     first = rows_of(x, 0, batch_size)
     moving = [jnp.array(False)] * len(statistics)
@@ -281,7 +283,7 @@ def _reestimate(
             error.add_note(f"in the last batch, of {tail} examples: give reestimate another batch_size")
             raise
     found = iter(
-        jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1), old)
+        jnp.where(weight == 0, old, total / jnp.where(weight == 0, 1, weight))
         for total, weight, old in zip(*sums, statistics, strict=True)
     )
     return structure.unflatten(
@@ -290,5 +292,5 @@ def _reestimate(
 
 
 def _huge(r: Array) -> Any:
-    """A power of 2 beside which no statistic is seen, and whose product with a momentum is exact."""
-    return 2.0 ** (jnp.finfo(r.dtype).maxexp // 2)
+    """A power of 2 that no statistic hides, and whose product with a momentum is exact."""
+    return 2.0 ** (jnp.finfo(r.dtype).maxexp - 2)

@@ -41,6 +41,7 @@ def restore(
     *,
     best: Mode | None = None,
     on_damaged: Callable[[str], object] | None = None,
+    check: Callable[[dict[str, Any]], object] | None = None,
 ) -> Checkpoint | None:
     """The newest checkpoint that is what was written, every byte verified; None where there is none.
 
@@ -52,6 +53,7 @@ def restore(
         NaN is never best; where no checkpoint has a score there is none.
       on_damaged: called with a line of text for each checkpoint that is damaged, before an earlier one
         is tried; by default the line is a warning.
+      check: called with a checkpoint's record before its tree is read; what it raises is raised.
 
     Raises:
       DamagedFileError: there are checkpoints and all of them are damaged; the text says how.
@@ -81,6 +83,8 @@ def restore(
         entry = files.readable(path, name)
         if entry is None:
             continue
+        if check is not None:
+            check(entry.record)
         try:
             tree = load_tree(path / files.STATE, like)
         except (DamagedFileError, FileNotFoundError) as error:

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnkit import tree
-from nnkit.train.history import History, Operation, Value, is_bad, nonfinite
+from nnkit.train.elements import nonfinite
+from nnkit.train.history import History, Operation, Value, is_bad
+from nnkit.train.refused import refused, refused_rows
 from nnkit.train.replay import Replay, alike
 from nnkit.train.report import Report, Statistics
 from nnkit.types import PyTree, Trainer, TrainState
@@ -25,9 +27,9 @@ def explain(trainer: Trainer, ts: TrainState, batch: Any, *, rows: Any = None) -
     that a mask or a ``where`` puts away again is none. The first operation that gave what is not finite
     for what is names layer, line and rows. Nothing need be prepared: any trainer, any layers, any code.
 
-    The step is run as it is, uncompiled, which takes from a part of a second to a few; memory is that of
-    a step without fusion. A number close to the largest may be inf compiled and finite here, or the
-    reverse: the report then says ``finite``.
+    The step is run as it is, uncompiled, which takes from a part of a second to a few, and half a minute
+    the first time for a deep network; memory is that of a step without fusion. A number close to the
+    largest may be inf compiled and finite here, or the reverse: the report then says ``finite``.
 
     Args:
       trainer: whose ``step`` is taken.
@@ -56,6 +58,8 @@ def explain(trainer: Trainer, ts: TrainState, batch: Any, *, rows: Any = None) -
         )
     run = _Step(trainer, ts, batch, size)
     report = run.report()
+    if report.kind in ("constant", "forward", "gradient"):
+        report = _checked(report, trainer, ts, batch, size)
     if rows is None or report.rows is None:
         return report
     return report._replace(examples=tuple(int(rows[i]) for i in report.rows))
@@ -64,6 +68,16 @@ def explain(trainer: Trainer, ts: TrainState, batch: Any, *, rows: Any = None) -
 def _batch_size(batch: PyTree) -> int | None:
     lengths = {x.shape[0] if x.ndim else None for x in jax.tree.leaves(batch)}
     return lengths.pop() if len(lengths) == 1 else None
+
+
+def _checked(report: Report, trainer: Trainer, ts: TrainState, batch: Any, size: int | None) -> Report:
+    """The report with what the trainer has against the batch, which is to blame where a constant would be.
+
+    A loss gives NaN, a constant, for a label that is none; that cannot be an error in compiled code.
+    """
+    if not (problem := refused(trainer, ts, batch)) or report.kind != "constant":
+        return report._replace(problem=problem)
+    return Report(report.step, "batch", "batch", refused_rows(trainer, ts, batch, size), problem=problem)
 
 
 _LARGER = range(2, 9)
@@ -172,17 +186,19 @@ class _Step:
         self, kind: str, history: History, leaves: tuple[str, ...], at: Operation | None = None
     ) -> Report:
         """The report on the first operation, and on the layer of ``at``, where the gradient went wrong by it."""
-        op = (history if at is None else History(at.outputs)).birth()
+        before = history if at is None else History(at.outputs)
+        op = before.birth()
         if op is None:
             return Report(int(self.ts.step), "constant", leaves=leaves)
         at = at or op
         path = _place(op, at.scope.path)
-        if kind == "forward" and op.causes():
+        causes = bool(before.causes(op))
+        if kind == "forward" and causes:
             kind = "constant"
         births = [
             o
             for o in history.operations
-            if o.equation is op.equation and bool(o.causes()) == bool(op.causes())
+            if o is op or (_same_code(o, op) and bool(history.causes(o)) == causes)
         ]
         inputs: dict[str, Statistics] = {}
         shown = [("input", v) for v in op.entering] + [("operand", v) for v in op.inputs]
@@ -238,6 +254,11 @@ def _largest_count(dtype: Any) -> int:
     if jnp.issubdtype(dtype, jnp.floating):
         return 2 ** (jnp.finfo(dtype).nmant + 1)
     return int(jnp.iinfo(dtype).max) if jnp.issubdtype(dtype, jnp.integer) else 0
+
+
+def _same_code(a: Operation, b: Operation) -> bool:
+    """Whether two operations are one of the program's, in another turn or another part of the batch."""
+    return a.equation is b.equation or (a.name, a.line, a.scope) == (b.name, b.line, b.scope)
 
 
 def _place(op: Operation, path: str) -> str:

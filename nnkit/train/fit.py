@@ -26,7 +26,7 @@ from nnkit.train.position import Position, program_digest
 from nnkit.train.preflight import check_monitored, check_steps, whole
 from nnkit.train.progress import progress_bar
 from nnkit.train.skipping import skip_nonfinite
-from nnkit.train.supply import Supply, example, supply
+from nnkit.train.supply import example, supply
 from nnkit.train.supply import validation as validation_of
 from nnkit.types import Array, Trainer, TrainState
 
@@ -91,14 +91,15 @@ def fit(
       guard: what happens when a loss or a parameter becomes inf or NaN. "explain": the run ends with a
         :class:`NotFiniteError` that names the step, the layer and the examples. "skip": a step whose
         loss or gradients are not finite changes nothing, and the row's ``skipped`` counts them.
-        "roll_back": the run goes on from the last good state with half the rate, five times at most.
+        "roll_back": the run goes on from the beginning of the epoch, or where it was resumed in it, with
+        half the rate, five times at most.
         None: nobody looks.
       callbacks: functions of (event, view), see :class:`View`; what they return at an "epoch" is added to
         its row.
       run_dir: a folder for config.json, metrics.csv, metrics.jsonl and checkpoints. SIGTERM and Ctrl-C
         then save before they end the run.
       resume: True goes on with the run in ``run_dir``, or begins it where there is none. A changed
-        training step is refused, unless it says "anyway".
+        training step and other validation data are refused, unless it says "anyway".
       config: what config.json has as the settings; by default the arguments of this call.
       checkpoint_every: steps from one checkpoint to the next, each made at the end of a dispatch; by
         default at ends of epochs, at most one in ten seconds. The end of a run is always saved.
@@ -138,39 +139,58 @@ def fit(
     if epochs is None and max_steps is None:
         raise TypeError("fit needs to know when to end: pass epochs=... or max_steps=...")
     callbacks = check_callbacks(callbacks)
-    if resume not in (False, True, "anyway"):
+    if not (isinstance(resume, bool) or (isinstance(resume, str) and resume == "anyway")):
         raise ValueError(f"resume must be True, False or 'anyway', got {resume!r}")
-    if resume and run_dir is None:
-        raise ValueError(f"fit(resume={resume!r}) needs run_dir=..., the folder of the run to go on with")
+    keep_last = whole(keep_last, "fit(keep_last=...)")
+    keep_best = whole(keep_best, "fit(keep_best=...)") if keep_best != 0 else 0
+    if run_dir is None:
+        for name, value in (
+            ("resume", resume),
+            ("checkpoint_every", checkpoint_every),
+            ("keep_best", keep_best),
+        ):
+            if value:
+                raise ValueError(f"fit({name}={value!r}) needs run_dir=..., the folder of the run")
     trainer = _guarded(trainer, guard)
     given = supply(data, batch_size, shuffle=shuffle, drop_last=drop_last)
     check_beginning(key, state, name="fit", write="fit(..., key=jax.random.key(0))")
     ts = jax.tree.map(jnp.copy, state) if key is None else first_state(trainer, key, example(given))
     given.check(trainer, ts)
-    held_out, validate = validation_of(validation, trainer, ts)
+    held_out = validation_of(validation, trainer, ts)
     of_step = check_steps(trainer, ts, given.spec, given.batch_size, given.tail)
-    names = check_monitored(trainer, ts, of_step, held_out)
-    if early_stopping is not None:
-        early.check_monitor(early_stopping, names)
+    names = check_monitored(trainer, ts, of_step, held_out.spec)
+    _check_rule(early_stopping, names, state)
     ts = early.begin(early_stopping, ts, int(ts.step) // given.steps)
     score = _score(early_stopping, names, keep_best)
     if epochs is None:
         assert max_steps is not None
         epochs = -(-max_steps // given.steps)
-
-    journal, resumed = None, None
-    if run_dir is not None:
-        settings = {
+    if config is None:
+        config = {
             "epochs": epochs,
             "max_steps": max_steps,
             "batch_size": given.batch_size,
             "shuffle": shuffle,
         }
-        settings |= {"drop_last": drop_last, "early_stopping": early_stopping, "guard": guard}
-        folder = open_folder(run_dir, config, settings, resume)
+        config |= {"drop_last": drop_last, "early_stopping": early_stopping, "guard": guard}
+
+    journal, resumed = None, None
+    if run_dir is not None:
+        fingerprint = {
+            "data": given.digest(ts),
+            "validation": held_out.digest(),
+            "batch_size": given.batch_size,
+            "shuffle": shuffle,
+            "drop_last": drop_last,
+            "key": np.asarray(jax.random.key_data(ts.key)).tobytes().hex(),
+            "early_stopping": None if early_stopping is None else repr(early_stopping),
+            "skips": guard == "skip",
+            "program": program_digest(jax.make_jaxpr(trainer.step)(ts, given.spec)),
+            "jax": jax.__version__,
+        }
+        folder = open_folder(run_dir, config, resume)
         keep = {"keep_last": keep_last, "keep_best": keep_best, "mode": score[1] if score else "min"}
-        fingerprint = _fingerprint(trainer, ts, given, settings)
-        journal = Journal(folder, fingerprint, settings if config is None else config, **keep)
+        journal = Journal(folder, fingerprint, config, **keep)
         resumed = journal.restore(ts, anyway=resume == "anyway") if resume else None
     position = resumed or Position(ts, {}, [])
     _check_goal(position, epochs, max_steps, given.steps, resumed is not None)
@@ -194,31 +214,17 @@ def fit(
             epochs=epochs,
             max_steps=max_steps,
             deadline=deadline,
-            validate=validate,
+            validate=held_out.metrics,
             rule=early_stopping,
             guard=guard,
             callbacks=callbacks,
             journal=journal,
             checkpoint_every=checkpoint_every,
             score=score if keep_best else None,
+            keep_best=keep_best,
             config=config,
         )
         return Loop(plan, position, bar, wish).run()
-
-
-def _fingerprint(
-    trainer: Trainer, ts: TrainState, given: Supply, settings: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What tells a run from others: see :func:`nnkit.train.position.check_same_run`."""
-    rule = settings["early_stopping"]
-    return {
-        "data": given.digest(ts),
-        **{name: settings[name] for name in ("batch_size", "shuffle", "drop_last")},
-        "key": np.asarray(jax.random.key_data(ts.key)).tobytes().hex(),
-        "early_stopping": None if rule is None else repr(rule),
-        "program": program_digest(jax.make_jaxpr(trainer.step)(ts, given.spec)),
-        "jax": jax.__version__,
-    }
 
 
 def _seconds(max_time: Any) -> float:
@@ -240,6 +246,21 @@ def _skipping(trainer: Trainer) -> Trainer:
     trainer = skip_nonfinite(trainer)
     assert trainer.skipping is not None
     return trainer._replace(step=trainer.skipping)
+
+
+def _check_rule(rule: Any, names: Mapping[str, Any], state: TrainState | None) -> None:
+    if rule is None:
+        return
+    if not isinstance(rule, early.EarlyStopping):
+        raise TypeError(
+            f"fit(early_stopping=...) takes a rule and got {rule!r}: pass train.early_stopping('val_loss')"
+        )
+    early.check_monitor(rule, names)
+    if state is not None and state.stopping != () and bool(state.stopping.stopped):
+        raise ValueError(
+            "fit has nothing to do: early stopping ended the run that the state comes from; for another rule pass "
+            "state._replace(stopping=())"
+        )
 
 
 def _score(

@@ -65,6 +65,8 @@ _ADVICE = {
 
 
 def _advice(report: Report) -> str:
+    if report.problem and report.kind == "batch":
+        return "a look at these rows of the data, and at all that are like them"
     if report.kind in _ADVICE:
         return _ADVICE[report.kind]
     if any(s.dtype == "float16" for s in (*report.inputs.values(), *report.params.values())):

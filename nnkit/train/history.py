@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import heapq
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -11,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import JaxprEqn
 
+from nnkit.train.elements import SAME_NUMBERS, blamed, nonfinite
 from nnkit.train.scopes import Scope
 
-__all__ = ["History", "Operation", "Turn", "Value", "is_bad", "nonfinite"]
+__all__ = ["History", "Operation", "Turn", "Value", "is_bad"]
 
 
 class Turn(NamedTuple):
@@ -77,18 +79,19 @@ class Operation:
     parts: dict[int, np.ndarray]
     row: int | None
 
-    def causes(self) -> list[Value]:
-        """The bad inputs that can have made the output bad."""
-        if self.name == "select_n":
-            which, *cases = self.inputs
-            chosen = np.asarray(which.x).astype(np.int32)
-            return [v for i, v in enumerate(cases) if v.bad and np.any(nonfinite(v.x) & (chosen == i))]
-        return [v for v in self.inputs if v.bad]
+    def causes(self, wanted: Iterable[np.ndarray]) -> list[tuple[Value, np.ndarray]]:
+        """The inputs that made the ``wanted`` elements of the outputs bad, and which elements of them did."""
+        if not any(v.bad for v in self.inputs):
+            return []
+        masks = blamed(self.equation, [v.x for v in self.inputs], [v.x for v in self.outputs], list(wanted))
+        return [(v, mask) for v, mask in zip(self.inputs, masks, strict=True) if v.bad and mask.any()]
 
-
-def nonfinite(x: Any) -> np.ndarray:
-    """Where an array is inf or NaN."""
-    return ~np.isfinite(np.asarray(x))
+    def rows(self, wanted: Iterable[np.ndarray]) -> tuple[int, frozenset[int]] | None:
+        """How long the batch's axis is, and where along it elements are wanted; None where there is none."""
+        for v, mask in zip(self.outputs, wanted, strict=True):
+            if v.axis is not None and mask.any():
+                return mask.shape[v.axis], frozenset(np.nonzero(mask)[v.axis].tolist())
+        return None
 
 
 def is_bad(x: Any) -> bool:
@@ -101,7 +104,7 @@ def is_bad(x: Any) -> bool:
 
 
 class History:
-    """All that bad values were made of.
+    """All that bad values were made of, element by element as far as the operations are known.
 
     Attributes:
       operations: the operations that made what is not finite.
@@ -111,40 +114,73 @@ class History:
     def __init__(self, values: Iterable[Value]):
         self.operations: list[Operation] = []
         self.incoming: list[Value] = []
-        seen: set[int] = set()
-        waiting = list(values)
-        while waiting:
-            v = waiting.pop()
-            if id(v) in seen or not v.bad:
-                continue
-            seen.add(id(v))
-            waiting += v.parts
-            if v.made is None:
-                if not v.parts:
-                    self.incoming.append(v)
-            elif id(v.made) not in seen:
-                seen.add(id(v.made))
-                self.operations.append(v.made)
-                waiting += v.made.causes()
-        self.operations.sort(key=lambda op: op.order)
+        self._wanted: dict[int, np.ndarray] = {}
+        self._causes: dict[int, list[tuple[Value, np.ndarray]]] = {}
+        self._waiting: list[tuple[int, Operation]] = []  # the last one first: all that is made of it is known
+        for v in values:
+            self._want(v, None)
+        while self._waiting:
+            op = heapq.heappop(self._waiting)[1]
+            self.operations.append(op)
+            self._causes[id(op)] = op.causes(self._wanted_of(op))
+            for v, mask in self._causes[id(op)]:
+                self._want(v, mask)
+        self.operations.reverse()
+
+    def _want(self, v: Value, mask: np.ndarray | None) -> None:
+        """Follows the elements of a value that are bad and in the mask."""
+        if not v.bad:
+            return
+        mask = _bad_in(v.x) if mask is None else mask
+        before = self._wanted.get(id(v))
+        if before is not None and not (mask & ~before).any():
+            return
+        self._wanted[id(v)] = mask if before is None else mask | before
+        stacked = mask.ndim > 0 and [np.shape(p.x) for p in v.parts] == [mask.shape[1:]] * len(mask)
+        for i, part in enumerate(v.parts):
+            if not stacked or mask[i].any():
+                self._want(part, mask[i] if stacked else None)
+        if v.made is not None:
+            if id(v.made) not in self._causes:
+                self._causes[id(v.made)] = []
+                heapq.heappush(self._waiting, (-v.made.order, v.made))
+        elif not v.parts and before is None:
+            self.incoming.append(v)
+
+    def _wanted_of(self, op: Operation) -> list[np.ndarray]:
+        return [self._wanted.get(id(v), np.zeros(np.shape(v.x), bool)) for v in op.outputs]
+
+    def causes(self, op: Operation) -> list[Value]:
+        """The bad inputs that made bad what is asked after."""
+        return [v for v, _ in self._causes.get(id(op), [])]
 
     def birth(self) -> Operation | None:
         """The first operation that made what is not finite of what is; None where there is no operation.
 
-        Where there is none, a constant is to blame: the first that made a NaN of an inf, or the first of all.
+        Of several that whose rows are those in which a NaN first arose: a mask of -inf is harmless until
+        what it is added to is +inf. Where there is none, a constant is to blame: the first that made a NaN
+        of an inf, or else the first that made it part of the batch, or the first of all.
         """
-        for op in self.operations:
-            if not op.causes():
-                return op
-        for op in self.operations:
-            if any(_has_nan(v.x) for v in op.outputs) and not any(_has_nan(v.x) for v in op.causes()):
-                return op
-        return self.operations[0] if self.operations else None
+        births = [op for op in self.operations if not self.causes(op)]
+        made_nan = next((op for op in self.operations if self._makes_nan(op)), None)
+        if births:
+            rows = None if made_nan is None else made_nan.rows([_nan_in(v.x) for v in made_nan.outputs])
+            same = [op for op in births if rows and op.rows([_bad_in(v.x) for v in op.outputs]) == rows]
+            return (same or births)[0]
+        in_batch = (
+            op for op in self.operations if op.name not in SAME_NUMBERS and op.rows(self._wanted_of(op))
+        )
+        return made_nan or next(in_batch, None) or next(iter(self.operations), None)
+
+    def _makes_nan(self, op: Operation) -> bool:
+        return any(_nan_in(v.x).any() for v in op.outputs) and not any(
+            _nan_in(v.x).any() for v in self.causes(op)
+        )
 
     def first_backward(self) -> Operation | None:
         """The first operation of the backward pass that was handed a finite gradient, if there is any."""
         for op in self.operations:
-            if op.scope.backward and not any(m.scope.backward for v in op.causes() for m in _makers(v)):
+            if op.scope.backward and not any(m.scope.backward for v in self.causes(op) for m in _makers(v)):
                 return op
         return None
 
@@ -155,5 +191,9 @@ def _makers(value: Value) -> list[Operation]:
     return [op for part in value.parts if part.bad for op in _makers(part)]
 
 
-def _has_nan(x: Any) -> bool:
-    return bool(np.isnan(np.asarray(x)).any()) if is_bad(x) else False
+def _bad_in(x: Any) -> np.ndarray:
+    return nonfinite(x) if is_bad(x) else np.zeros(np.shape(x), bool)
+
+
+def _nan_in(x: Any) -> np.ndarray:
+    return np.isnan(np.asarray(x)) if is_bad(x) else np.zeros(np.shape(x), bool)

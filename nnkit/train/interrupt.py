@@ -43,7 +43,8 @@ def interruptible() -> Iterator[Wish]:
 
     def note(number: int, frame: FrameType | None) -> None:
         wish.signal = signal.Signals(number)
-        signal.signal(number, previous[number])  # type: ignore[arg-type]
+        for known, handler in previous.items():
+            signal.signal(known, handler)  # type: ignore[arg-type]
 
     for number in (signal.SIGINT, signal.SIGTERM):
         handler = signal.getsignal(number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import time
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nnkit.optim import report
 from nnkit.optim.plateau import monitors
@@ -54,6 +56,7 @@ class Plan(NamedTuple):
       journal: where it is recorded, or None.
       checkpoint_every: steps from one checkpoint to the next; None for the ends of epochs.
       score: the metric by which checkpoints are compared and its mode, or None.
+      keep_best: how many checkpoints are kept for their score.
       config: what callbacks are shown.
     """
 
@@ -69,6 +72,7 @@ class Plan(NamedTuple):
     journal: Journal | None
     checkpoint_every: int | None
     score: tuple[str, str] | None
+    keep_best: int
     config: Any
 
 
@@ -122,6 +126,8 @@ class Loop:
 
     def _run(self) -> None:
         self._tell("start", {})
+        if self.means.sums and self.step % self.plan.feed.steps == 0:
+            self._end_epoch()  # an error came between the epoch's last step and its row
         while self._end_reached() is None:
             try:
                 self._epoch()
@@ -130,6 +136,8 @@ class Loop:
         self.reason = self._end_reached()
         self._save()
         self._end_part()
+        if self.wish.signal is not None:
+            self._interrupted()
         self._tell("end", self.rows[-1] if self.rows else {})
 
     def _end_reached(self) -> str | None:
@@ -138,10 +146,10 @@ class Loop:
             return self.reason
         if plan.rule is not None and bool(self.stopping.stopped):
             return "early stopping"
-        if self.step >= plan.epochs * plan.feed.steps:
-            return "epochs"
         if plan.max_steps is not None and self.step >= plan.max_steps:
             return "max_steps"
+        if self.step >= plan.epochs * plan.feed.steps:
+            return "epochs"
         return "max_time" if time.monotonic() >= plan.deadline else None
 
     def _epoch(self) -> None:
@@ -180,9 +188,10 @@ class Loop:
 
     def _between(self, at_end: bool) -> bool:
         """What is due after a dispatch; whether the epoch is to be left."""
-        now = time.monotonic()
-        due = self.plan.checkpoint_every is not None and self._every_passed()
-        old = self._snapshot is not None and now - self._snapshot_at > SNAPSHOT_SECONDS
+        plan, now = self.plan, time.monotonic()
+        due = plan.checkpoint_every is not None and self._every_passed()
+        # A clock must not decide what a run goes back to, only what is replayed to explain its end.
+        old = plan.guard == "explain" and now - self._snapshot_at > SNAPSHOT_SECONDS
         if self.plan.callbacks or due or old or self.wish.signal is not None:
             self._settle_all()
         if self.plan.callbacks:
@@ -212,7 +221,7 @@ class Loop:
         self.means = Means()
         self._add_row(self.step // plan.feed.steps, means)
         self._begun = time.perf_counter()
-        if self._snapshot is not None and monitors(self.ts.opt_state):
+        if plan.guard == "roll_back" or (plan.guard == "explain" and monitors(self.ts.opt_state)):
             # A replay of steps does not repeat what the optimizer was told between them.
             self._snapshot, self._snapshot_at = self._position(copied=True), time.monotonic()
         if plan.checkpoint_every is None:
@@ -239,23 +248,28 @@ class Loop:
         self.bar.epoch(row)
         self._tell("epoch", row)
         if self.plan.journal is not None:
-            self.plan.journal.append(self.rows)
+            self.plan.journal.append(self.rows[-1])
 
     def _is_best(self) -> bool:
-        """Whether the last row has the best score of all, for checkpoints that are kept for it."""
+        """Whether the last row is among those with the best scores, whose checkpoints are kept."""
         if self.plan.score is None:
             return False
         name, mode = self.plan.score
         sign = 1 if mode == "min" else -1
-        *before, last = (sign * float(row[name]) for row in self.rows)
-        return not math.isnan(last) and all(math.isnan(value) or last < value for value in before)
+        *before, last = (sign * float(row.get(name, math.nan)) for row in self.rows)
+        better = sum(value <= last for value in before)  # NaN is not
+        return not math.isnan(last) and better < self.plan.keep_best
 
     def _save(self) -> None:
         journal = self.plan.journal
         if journal is None or self._saved == self.step:
             return
         at_end_of_epoch = not self.means.sums and self.rows
-        score = float(self.rows[-1][self.plan.score[0]]) if self.plan.score and at_end_of_epoch else None
+        score = (
+            float(self.rows[-1].get(self.plan.score[0], math.nan))
+            if self.plan.score and at_end_of_epoch
+            else None
+        )
         journal.save(self._position(), score=score)
         self._saved, self._saved_at = self.step, time.monotonic()
         self._tell("checkpoint", self.rows[-1] if self.rows else {})
@@ -266,14 +280,16 @@ class Loop:
         if journal is None:
             return
         try:
-            self._settle_all()
+            with contextlib.suppress(_RolledBack):
+                self._settle_all()
             if self._saved != self.step:
                 journal.save(self._position(), score=None)
             journal.close()
         except Exception as second:
             error.add_note(f"the run at step {self.step} could not be saved: {second}")
         else:
-            error.add_note(f"the run is saved at step {self.step}: {_go_on(journal)}")
+            if self.step > 0:
+                error.add_note(f"the run is saved at step {self.step}: {_go_on(journal)}")
 
     def _interrupted(self) -> None:
         """Saves, and ends as the signal asks. Without a run folder signals are not caught."""
@@ -328,11 +344,29 @@ class Loop:
                     f"raised by the callback {getattr(callback, '__name__', callback)!r} at {event!r}"
                 )
                 raise
-            if event == "epoch" and more:
-                self.rows[-1].update(more)
+            if event == "epoch" and more is not None:
+                self.rows[-1].update(_columns(more, self.rows[-1], callback))
 
     def _stop(self, reason: str) -> None:
         self.reason = str(reason)
+
+
+def _columns(more: Any, row: Mapping[str, Any], callback: Callback) -> dict[str, Any]:
+    """What a callback adds to a row, if it can be written there."""
+    who = f"the callback {getattr(callback, '__name__', callback)!r}"
+    if not isinstance(more, Mapping):
+        raise TypeError(
+            f"{who} returned a {type(more).__name__} at 'epoch': return a dict of numbers, or None"
+        )
+    for name, value in more.items():
+        if not isinstance(name, str) or not name or not name.isprintable():
+            raise ValueError(f"{who} returned {name!r} as the name of a metric: use printable text")
+        if name in row:
+            raise ValueError(f"{who} returned {name!r}, which the row has already: choose another name")
+        if value is not None and (isinstance(value, str) or np.shape(value) != ()):
+            raise TypeError(f"{who} returned {name}={value!r}: a row has one number under each name")
+    # Numbers of Python's, which a checkpoint keeps.
+    return {name: value if value is None else np.asarray(value).item() for name, value in more.items()}
 
 
 def _go_on(journal: Journal) -> str:

@@ -9,11 +9,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from nnkit.types import PyTree, TrainState
 
-__all__ = ["Position", "check_same_run", "data_digest", "program_digest"]
+__all__ = ["Position", "check_program", "check_settings", "data_digest", "program_digest"]
 
 
 class Position(NamedTuple):
@@ -75,12 +77,33 @@ def _parts(rows: Any) -> Iterator[memoryview]:
         yield part.reshape(-1).view(np.uint8).data
 
 
-def program_digest(jaxpr: Any) -> str:
-    """A short digest of a traced step: another optimizer, rate, loss or activation gives another one.
+def program_digest(jaxpr: ClosedJaxpr) -> str:
+    """A short digest of a traced step: another optimizer, rate, loss, activation or constant gives another one.
 
     Addresses of functions, which differ from process to process, have no part in it.
     """
-    return hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(jaxpr)).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(jaxpr)).encode())
+    for constant in _constants(jaxpr):
+        if jnp.issubdtype(jnp.result_type(constant), jax.dtypes.prng_key):
+            constant = jax.random.key_data(constant)
+        digest.update(data_digest(np.atleast_1d(np.asarray(constant))).encode())
+    return digest.hexdigest()[:16]
+
+
+def _constants(jaxpr: Any) -> Iterator[Any]:
+    """The arrays that a program holds, which its text does not show, those of inner programs among them."""
+    if isinstance(jaxpr, ClosedJaxpr):
+        yield from jaxpr.consts
+        jaxpr = jaxpr.jaxpr
+    for equation in jaxpr.eqns:
+        yield from (v.val for v in equation.invars if isinstance(v, Literal) and np.ndim(v.val))
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_program):
+            if _is_program(inner):
+                yield from _constants(inner)
+
+
+def _is_program(value: Any) -> bool:
+    return isinstance(value, ClosedJaxpr | Jaxpr)
 
 
 _SAYS = {
@@ -90,23 +113,29 @@ _SAYS = {
     "drop_last": "another setting of drop_last",
     "key": "another key",
     "early_stopping": "another rule of early stopping",
+    "skips": "another guard: whether steps are skipped,",
+    "validation": "other validation data",
 }
+_MAY_CHANGE = frozenset({"validation"})
 
 
-def check_same_run(saved: Mapping[str, Any], now: Mapping[str, Any], folder: str, *, anyway: bool) -> None:
-    """Raises where what a run was saved with differs from what it is to go on with.
-
-    The program is compared only between processes of one version of JAX, since versions write the same
-    step in different words.
-    """
+def check_settings(saved: Mapping[str, Any], now: Mapping[str, Any], folder: str, *, anyway: bool) -> None:
+    """Raises where a run was saved with other data or settings than it is to go on with."""
     for name, what in _SAYS.items():
-        if saved.get(name) != now.get(name):
+        if saved.get(name) != now.get(name) and not (anyway and name in _MAY_CHANGE):
             raise ValueError(
                 f"cannot resume the run in {folder!r}: it was saved with {what} ({name} {saved.get(name)!r}, now "
                 f"{now.get(name)!r}); pass what it was started with, or choose another run_dir"
             )
-    same_jax = saved.get("jax") == now.get("jax")
-    if not anyway and same_jax and saved.get("program") != now.get("program"):
+
+
+def check_program(saved: Mapping[str, Any], now: Mapping[str, Any], folder: str, *, anyway: bool) -> None:
+    """Raises where a run was saved with another training step.
+
+    It is compared only between processes of one version of JAX, since versions write the same step in
+    different words.
+    """
+    if not anyway and saved.get("jax") == now.get("jax") and saved.get("program") != now.get("program"):
         raise ValueError(
             f"cannot resume the run in {folder!r}: its training step was another program (another optimizer, rate, "
             "loss, layer or metric); pass what it was started with, or resume='anyway' if the change is meant"

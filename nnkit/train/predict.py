@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from nnkit.data import check_batch_size
-from nnkit.train.preflight import number_of_examples
+from nnkit.train.preflight import checked_batch_size, number_of_examples
 from nnkit.train.uncertainty import Outputs, Uncertain, check_sampling, sample
 from nnkit.types import Array, Layer, Params, PyTree, State
 
@@ -70,7 +69,11 @@ def predict(
     is filled up with copies of its last row, whose outputs are left out. So an input's prediction
     has the same bits however many come after it, and two inputs cost as much as ``batch_size``: pass a
     small one where a few inputs meet a large network. Layers must treat each example by itself, as they do
-    at test time.
+    at test time, and each output must have one row for each example; one with as many rows by chance, a table
+    of ``batch_size`` rows, is not told apart.
+
+    Where x is on the device, XLA compiles two small programs, which cut the batches out and join the outputs,
+    for each new length of x; the network is not compiled again. Arrays of numpy need no such programs.
 
     With ``samples`` (Monte-Carlo dropout, Gal & Ghahramani 2016) dropout draws as in training and everything
     else is as at test time; see :class:`Uncertain` for what is returned. Sample s of batch b draws from
@@ -88,7 +91,7 @@ def predict(
       samples: how many to draw, at least 2; None for the plain prediction.
       key: where the samples come from; only with ``samples``.
       outputs: what the model gives, of which ``samples`` makes a mean: "logits" (softmax is taken of
-        them over the last axis), "probabilities", or "values" of a regression.
+        them over the last axis), "probabilities", which are taken as they are, or "values" of a regression.
       samples_at_once: how many samples of a batch are computed together, memory in exchange for speed: worth it
         for small batches.
 
@@ -98,7 +101,7 @@ def predict(
 
     Raises:
       ValueError, TypeError: for x without one leading axis, sizes below 1, ``samples`` without ``key`` or for a
-        model that draws nothing, "logits" of one class.
+        model that draws nothing, "logits" of one class, an output that has not one row for each example.
 
     >>> model = layers.serial(layers.dense(8), layers.dropout(0.5), layers.dense(3))
     >>> params, state = model.init(jax.random.key(0), jnp.zeros((1, 2)))
@@ -110,20 +113,20 @@ def predict(
     ((7, 3), (7, 3), (7,), (7,))
     """
     n = number_of_examples(x)
-    check_batch_size(batch_size, max(n, batch_size) if isinstance(batch_size, int) else n)
+    at_most_n = checked_batch_size(batch_size, n)
+    batch_size = int(batch_size)
     check_sampling(samples, key, outputs, samples_at_once)
     # Once, and not with each batch, where they come from the host.
     params, state = jax.tree.map(jnp.asarray, (params, state))
     if samples is None:
-        program: _Program = lambda rows, _: _plain(model, params, state, rows)
+        program: _Program = lambda rows, _: _by_row(_plain(model, params, state, rows), rows)
     else:
         number = jnp.int32(samples)
-        program = lambda rows, i: sample(
-            model, params, state, rows, key, i, number, at_once=samples_at_once, outputs=outputs
-        )
+        drawn = partial(sample, at_once=samples_at_once, outputs=outputs)
+        program = lambda rows, i: _by_row(drawn(model, params, state, rows, key, i, number), rows)
     leaves = jax.tree.leaves(x)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, state, x, key, samples))):
-        return _traced(program, jax.tree.map(jnp.asarray, x), n, min(batch_size, n))
+        return _traced(program, jax.tree.map(jnp.asarray, x), n, at_most_n)
     if all(isinstance(leaf, jax.Array) for leaf in leaves):
         return _on_device(program, x, n, batch_size)
     return _from_host(program, x, n, batch_size)
@@ -132,6 +135,19 @@ def predict(
 @partial(jax.jit, static_argnames="model")
 def _plain(model: Layer, params: Params, state: State, x: Any) -> Any:
     return model.apply(params, state, x, train=False)[0]
+
+
+def _by_row(y: PyTree, rows: PyTree) -> PyTree:
+    """The outputs of a batch, of which each must have a row for each of its rows."""
+    count = number_of_examples(rows)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(y):
+        if leaf.shape[:1] != (count,):
+            raise ValueError(
+                f"predict: the output{jax.tree_util.keystr(path)} has shape {leaf.shape} for a batch of {count} "
+                f"examples, and must have one row for each, ({count}, ...): return the examples' own outputs from "
+                "the model, and take means or add tables after predict"
+            )
+    return y
 
 
 def _traced(program: _Program, x: PyTree, n: int, batch_size: int) -> PyTree:

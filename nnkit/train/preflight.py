@@ -70,17 +70,17 @@ def number_of_examples(arrays: PyTree) -> int:
     return lengths.pop()
 
 
-def whole(value: Any, what: str) -> int:
-    """``value`` as an int of at least 1, or an error that names the argument."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{what} must be a whole number of at least 1, got {value!r}")
+def whole(value: Any, what: str, least: int = 1) -> int:
+    """``value`` as an int of at least ``least``, or an error that names the argument."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{what} must be a whole number of at least {least}, got {value!r}")
     return int(value)
 
 
 def checked_batch_size(batch_size: int, n: int) -> int:
     """``batch_size``, or ``n`` where there are fewer examples than that."""
-    check_batch_size(batch_size, max(n, batch_size) if isinstance(batch_size, int) else n)
-    return min(batch_size, n)
+    check_batch_size(batch_size, max(n, batch_size) if isinstance(batch_size, int | np.integer) else n)
+    return min(int(batch_size), n)
 
 
 def specs(arrays: PyTree, batch_size: int) -> PyTree:

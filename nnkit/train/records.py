@@ -16,7 +16,7 @@ from nnkit.train.files import sync_folder, write_atomically
 from nnkit.train.runs import plain
 from nnkit.train.saving import DamagedFileError
 
-__all__ = ["append_records", "cut_records", "read_records"]
+__all__ = ["append_records", "complete_records", "cut_records", "read_records"]
 
 _NAME = "metrics.jsonl"
 _NOT_FINITE = frozenset({"nan", "inf", "-inf"})
@@ -45,10 +45,9 @@ def append_records(folder: str | os.PathLike[str], rows: Iterable[Mapping[str, A
     {"epoch": 2, "step": 16, "loss": "nan"}
     {'epoch': 2, 'step': 16, 'loss': nan}
     """
-    lines = [json.dumps(plain(row, f"row {i}"), allow_nan=False) + "\n" for i, row in enumerate(rows)]
-    if not lines:
+    data = b"".join(_line(row, number) for number, row in enumerate(rows))
+    if not data:
         return
-    data = "".join(lines).encode()
     path = Path(folder) / _NAME
     try:
         new = not path.exists()
@@ -102,6 +101,32 @@ def cut_records(folder: str | os.PathLike[str], step: int) -> int:
     if (content := b"".join(kept)) != path.read_bytes():  # a torn last line goes too
         write_atomically(path, content)
     return len(rows) - len(kept)
+
+
+def complete_records(folder: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Makes metrics.jsonl hold these rows and no others, in their order; lines that are there stay as they are.
+
+    A run that was stopped between a checkpoint and its rows has rows that the file has not.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as run:
+    ...     train.append_records(run, [{"step": 8, "seconds": 1.5}, {"step": 24}])
+    ...     complete_records(run, [{"step": 8}, {"step": 16}])
+    ...     train.read_records(run)
+    [{'step': 8, 'seconds': 1.5}, {'step': 16}]
+    """
+    path = Path(folder) / _NAME
+    there = {row.get("step"): line for line, row in _read(path)} if path.exists() else {}
+    lines = [there.get(row["step"]) or _line(row, number) for number, row in enumerate(rows)]
+    content = b"".join(lines)
+    if not path.exists() and not content:
+        return
+    if not path.exists() or content != path.read_bytes():
+        write_atomically(path, content)
+
+
+def _line(row: Mapping[str, Any], number: int) -> bytes:
+    return (json.dumps(plain(row, f"row {number}"), allow_nan=False) + "\n").encode()
 
 
 def _read(path: Path) -> list[tuple[bytes, dict[str, Any]]]:

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxpr_as_fun
 
+from nnkit.train.elements import SAME_NUMBERS
 from nnkit.train.history import Operation, Turn, Value, is_bad
 from nnkit.train.levels import Level
 from nnkit.train.scopes import line_of, stack_of
@@ -26,11 +27,8 @@ __all__ = ["Replay", "alike"]
 _CALLS = frozenset({
     "jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "remat2", "checkpoint",
 })
-_SAME_NUMBERS = frozenset({
-    "broadcast_in_dim", "convert_element_type", "copy", "expand_dims", "reshape", "slice", "squeeze", "transpose",
-})
 # fmt: on
-_REARRANGE = _SAME_NUMBERS | {"dynamic_slice", "gather", "rev"}
+_REARRANGE = SAME_NUMBERS | {"dynamic_slice", "gather", "rev"}
 
 
 class _At(NamedTuple):
@@ -95,7 +93,7 @@ class Replay:
             return self._enter(at, inputs, []) or []  # not evaluated whole: where the rows go is to be seen
         outputs = [Value(x, bad=is_bad(x)) for x in _bind(eqn, [v.x for v in inputs])]
         names = {v.name for v in inputs if not v.constant}
-        if eqn.primitive.name in _SAME_NUMBERS and len(names) == 1:
+        if eqn.primitive.name in SAME_NUMBERS and len(names) == 1:
             outputs[0].name = names.pop()
         if any(v.bad for v in outputs):
             inside = self._enter(at, inputs, outputs)
@@ -125,7 +123,7 @@ class Replay:
         op = Operation(
             order=self._operations,
             name=at.eqn.primitive.name,
-            line=line_of(at.eqn),
+            line=_line(at.level, at.i),
             scope=scope,
             turns=at.turns,
             inputs=inputs,
@@ -138,7 +136,7 @@ class Replay:
         self._operations += 1
         for value in outputs:
             value.made = op
-        if scope.path and not any(v.made is not None or v.parts for v in op.causes()):
+        if scope.path and not any(v.made is not None or v.parts for v in inputs if v.bad):
             op.entering = at.level.entering(at.i, scope)
 
     def _enter(self, at: _At, inputs: list[Value], outputs: list[Value]) -> list[Value] | None:
@@ -171,6 +169,12 @@ class Replay:
             body, other = params["body_jaxpr"], twin.get("body_jaxpr")
             return _while(at.eqn, inputs, lambda args, turn: run(body, other, args, turn))
         return None
+
+
+def _line(level: Level, i: int) -> str:
+    """Where an equation was written, or the call around it: jitted functions of JAX's own have no line."""
+    line = line_of(level.jaxpr.eqns[i])
+    return _line(*level.outer) if not line and level.outer is not None else line
 
 
 _Body = Callable[[Sequence[Value], Turn], list[Value]]

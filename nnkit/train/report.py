@@ -55,11 +55,13 @@ class Report(NamedTuple):
     Attributes:
       step: the number of the step, the first being 0.
       kind: what was wrong first. "batch", "params", "state", "opt_state": it was not finite when it came
-        in; "constant": so was an array that the program holds; "forward": a layer or the loss gave what is
-        not finite for what is; "gradient": the loss is finite, a gradient is not; "update": gradients are
-        finite, what the optimizer made of them is not; "finite": nothing was wrong.
+        in, or the batch is what the trainer's check refuses, see ``problem``; "constant": so was an array
+        that the program holds; "forward": a layer or the loss gave what is not finite for what is;
+        "gradient": the loss is finite, a gradient is not; "update": gradients are finite, what the
+        optimizer made of them is not; "finite": nothing was wrong.
       path: the layer, "" outside of all layers; the parameter of an update; the leaf of what came in.
-      rows: which rows of the batch are concerned, or None where what went wrong has no batch axis.
+      rows: which rows of the batch are concerned, or None where what went wrong has no batch axis, or none that can
+        be told, as in many a batch of one example.
       examples: the numbers of these rows in the data, where ``rows`` was given.
       operation: the operation that did it, ``log``.
       line: where that is written, ``nnkit/layers/dense.py:40``.
@@ -69,6 +71,7 @@ class Report(NamedTuple):
       params: the layer's parameters.
       leaves: the parameters that the step made inf or NaN; of "batch" and the like, the leaves that came
         in so.
+      problem: what the trainer's check says against the batch, a label out of range, or "".
     """
 
     step: int
@@ -83,9 +86,12 @@ class Report(NamedTuple):
     inputs: Mapping[str, Statistics] = {}
     params: Mapping[str, Statistics] = {}
     leaves: tuple[str, ...] = ()
+    problem: str = ""
 
     def __str__(self) -> str:
         lines = [f"step {self.step} (the first is 0): {self._says()}"]
+        if self.problem:
+            lines.append(f"  the batch: {self.problem}")
         if self.operation:
             turns = "".join(
                 f", turn {t.number}{'' if t.length is None else f' of {t.length}'}" for t in self.turns
@@ -106,7 +112,9 @@ class Report(NamedTuple):
         made = "NaN" if self.output is not None and self.output.nan else "inf"
         layer = f"layer {self.path}" if self.path else "what is outside of all layers (loss, penalty)"
         return {
-            "batch": f"the batch came in with inf or NaN in {_listed(self.leaves)}",
+            "batch": f"the batch came in with inf or NaN in {_listed(self.leaves)}"
+            if not self.problem
+            else "the batch came in with what the trainer cannot take",
             "params": f"the parameters came in with inf or NaN in {_listed(self.leaves)}",
             "state": f"the layers' state came in with inf or NaN in {_listed(self.leaves)}",
             "opt_state": f"the optimizer's state came in with inf or NaN in {_listed(self.leaves)}",

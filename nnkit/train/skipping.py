@@ -12,7 +12,7 @@ from nnkit.optim.conditional import of_dtype
 from nnkit.optim.loss_scale import LossScaleState
 from nnkit.types import PyTree, Trainer, TrainState
 
-__all__ = ["is_finite", "keep_unless", "skip_nonfinite", "with_skipped"]
+__all__ = ["all_but_scales", "is_finite", "keep_unless", "skip_nonfinite", "with_skipped"]
 
 
 def skip_nonfinite(trainer: Trainer) -> Trainer:
@@ -57,11 +57,27 @@ def skip_nonfinite(trainer: Trainer) -> Trainer:
         params, state, opt_state = keep_unless(finite, lambda: found, old)
         for scale in _loss_scales(new.opt_state):
             # It has left out the update by itself, and is to fall.
-            opt_state = keep_unless(~scale.last_finite, lambda: new.opt_state, opt_state)
+            fallen = all_but_scales(finite, new.opt_state, opt_state)
+            opt_state = keep_unless(~scale.last_finite, lambda: fallen, opt_state)  # noqa: B023
         new = new._replace(params=params, state=state, opt_state=opt_state)
         return new, with_skipped(metrics, finite)
 
     return trainer._replace(skipping=skipping)
+
+
+def all_but_scales(finite: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
+    """``new`` where ``finite``, else ``old`` but for the loss scales in it, which have fallen.
+
+    ``MultiSteps`` around a loss scale is new too: what it gathers must reach the scale, or that never falls.
+    """
+
+    def is_new(node: Any) -> bool:
+        gathers = "acc_grads" in getattr(node, "_fields", ())
+        return isinstance(node, LossScaleState) or (gathers and bool(_loss_scales(node)))
+
+    return jax.tree.map(
+        lambda new, old: new if is_new(new) else jnp.where(finite, new, old), new, old, is_leaf=is_new
+    )
 
 
 def _loss_scales(opt_state: PyTree) -> list[LossScaleState]:

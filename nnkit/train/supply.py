@@ -19,7 +19,7 @@ from nnkit.train.preflight import arrays_of, check_suited, checked_data, number_
 from nnkit.train.streaming import Streaming
 from nnkit.types import PyTree, Trainer, TrainState
 
-__all__ = ["Supply", "supply", "validation"]
+__all__ = ["Supply", "Validation", "example", "supply", "validation"]
 
 BATCH_SIZE = 64
 """Examples in a step, unless something else is said."""
@@ -113,16 +113,34 @@ def example(of: Supply) -> PyTree:
 Validate = Callable[[TrainState], dict[str, float]]
 
 
-def validation(data: Any, trainer: Trainer, ts: TrainState) -> tuple[PyTree, Validate] | tuple[None, None]:
-    """What a batch of the validation data looks like, and the function that computes the metrics on them."""
+class Validation(NamedTuple):
+    """Validation data whose form no longer matters.
+
+    Attributes:
+      spec: a batch of them, as a pytree of ``jax.ShapeDtypeStruct``; None without validation.
+      metrics: computes the metrics of a state on them; None without validation.
+      digest: of the examples; of a source of its first batch; "" without validation.
+    """
+
+    spec: PyTree
+    metrics: Validate | None
+    digest: Callable[[], str]
+
+
+def validation(data: Any, trainer: Trainer, ts: TrainState) -> Validation:
+    """The validation data, or what stands for none, after all checks."""
     if data is None:
-        return None, None
+        return Validation(None, None, lambda: "")
     if isinstance(data, Source):
         size, _ = check_source(data)
         first = next(checked_batches(data, ts.key, 0))
         check_suited(trainer, ts, first, "the first batch of the validation data")
-        return specs(data.spec, size), lambda ts: evaluate_source(trainer, ts, data)
+        return Validation(
+            specs(data.spec, size), lambda ts: evaluate_source(trainer, ts, data), lambda: data_digest(first)
+        )
     arrays = checked_data(trainer, ts, data, "the validation data")
     on_device = jax.tree.map(jnp.asarray, arrays)
     size = min(number_of_examples(arrays), 1000)
-    return specs(arrays, size), lambda ts: evaluate_arrays(trainer, ts, on_device)
+    return Validation(
+        specs(arrays, size), lambda ts: evaluate_arrays(trainer, ts, on_device), lambda: data_digest(arrays)
+    )

@@ -18,7 +18,7 @@ from nnkit.optim.scalars import Scalar
 from nnkit.train.gradients import StepLoss
 from nnkit.train.objective import Penalty, check_supervised, supervised
 from nnkit.train.preflight import whole
-from nnkit.train.skipping import is_finite, keep_unless, with_skipped
+from nnkit.train.skipping import all_but_scales, is_finite, keep_unless, with_skipped
 from nnkit.types import (
     Array,
     GradientTransformation,
@@ -184,6 +184,7 @@ def _trainer(
         params, state, opt_state = new
         if may_skip and is_scaled:  # what stands behind the scale in a chain may have moved them
             params = jax.tree.map(lambda new, old: jnp.where(finite, new, old), params, ts.params)
+            opt_state = all_but_scales(finite, opt_state, ts.opt_state)
         ts = ts._replace(params=params, state=state, opt_state=opt_state, step=ts.step + 1)
         return ts, with_skipped(metrics, finite) if may_skip else metrics
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from nnkit.checks import LayerError, check_key
@@ -34,7 +35,8 @@ class Uncertain(NamedTuple):
       mutual_information: H(p) - (1/S) sum_s H(y_s), (batch, ...): the part of it on which the samples disagree,
         which more data would resolve (BALD: Houlsby et al. 2011). None for values.
 
-    Where the model gives a tree of outputs, each of these is such a tree.
+    Where the model gives a tree of outputs, each of these is such a tree. Entropies are NaN for a row of
+    "probabilities" with a negative number or a NaN in it.
     """
 
     mean: PyTree
@@ -57,8 +59,11 @@ def check_sampling(samples: Any, key: Any, outputs: Any, at_once: Any) -> None:
     if key is None:
         raise TypeError("predict(samples=...) needs a key: pass predict(..., key=jax.random.key(0))")
     check_key(key, "predict")
-    if not isinstance(samples, Tracer) and whole(samples, "predict(samples=...)") < 2:
+    if isinstance(samples, Tracer):
+        return
+    if isinstance(samples, int | np.integer) and samples == 1:
         raise ValueError("predict(samples=1) has no spread: draw at least 2, some 100 for a stable one")
+    whole(samples, "predict(samples=...)", 2)
 
 
 class _Seen(NamedTuple):

@@ -140,6 +140,12 @@ def content(kind: str) -> bytes:
         "range": np.full((4, 4), 2.0), "integers": np.zeros((4, 4), np.int64), "shape": np.zeros((2, 4, 4, 2)),
         "empty": np.zeros((0, 4, 4)), "nan": np.full((4, 4), np.nan), "objects": np.array([[None]]),
     }  # fmt: skip
+    arrays |= {"texts": np.array(["a", "b"]), "records": np.zeros((4, 4), [("x", "f4")])}
+    arrays |= {"times": np.zeros((4, 4), "M8[s]"), "truths": np.ones((4, 4), bool)}
+    if kind == "npz":
+        np.savez(out, a=np.zeros((4, 4)))
+    if kind == "cut npz":
+        return b"PK\x03\x04 and no more"
     if kind in arrays:
         np.save(out, arrays[kind], allow_pickle=True)
     return out.getvalue() or b"no image"
@@ -153,6 +159,12 @@ def content(kind: str) -> bytes:
         ("a.png", "cut png", "cannot be read as an image: "),
         ("a.npy", "", "is no array: "),
         ("a.npy", "objects", "is no array: "),
+        ("a.npy", "npz", "is an .npz file: pass one of the arrays in it, as .npy"),
+        ("a.npy", "cut npz", "is no array: "),
+        ("a.npy", "texts", "has <U1: pass uint8, or floats from 0 to 1"),
+        ("a.npy", "records", "has [('x', '<f4')]: pass uint8, or floats from 0 to 1"),
+        ("a.npy", "times", "has datetime64[s]: pass uint8, or floats from 0 to 1"),
+        ("a.npy", "truths", "has bool from True to True: pass uint8"),
         ("a.npy", "range", "has float64 from 2.0 to 2.0: pass uint8, or floats from 0 to 1"),
         ("a.npy", "nan", "has float64 from nan to nan: pass uint8"),
         ("a.npy", "integers", "has int64 from 0 to 0: pass uint8"),

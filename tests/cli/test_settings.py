@@ -44,11 +44,12 @@ def test_whole_numbers_are_floats_where_floats_are_asked_for():
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        ({"epoch": 3}, "unknown setting 'epoch'; did you mean 'epochs'?"),
+        ({"epoch": 3}, "in a.toml: unknown setting 'epoch'; did you mean 'epochs'?"),
         ({"epochs": "ten"}, "epochs in a.toml must be int, got 'ten'"),
         ({"epochs": 2.5}, "epochs in a.toml must be int, got 2.5"),
         ({"epochs": True}, "epochs in a.toml must be int, got True"),
         ({"l2": "much"}, "l2 in a.toml must be float, got 'much'"),
+        ({"l2": 10**400}, "l2 in a.toml must be float, got 1000"),
         ({"l2": None}, "l2 in a.toml must be float, got None"),
         ({"hidden": 8}, r"hidden in a.toml must be tuple\[int, \.\.\.\], got 8"),
         ({"hidden": [8, "x"]}, "hidden in a.toml must be int, got 'x'"),
@@ -68,11 +69,14 @@ def test_a_setting_that_cannot_be_meant(found, message):
     [
         ("a.toml", "epochs = ", r"a\.toml' is no TOML: "),
         ("a.json", "{", r"a\.json' is no JSON: "),
+        ("a.toml", b'name = "\xff"', r"a\.toml' is no text in UTF-8: "),
+        ("a.json", '{"epoch": 3}', r"in .*a\.json: unknown setting 'epoch'"),
+        ("a.toml", "epoch = 3", r"in .*a\.toml: unknown setting 'epoch'"),
         ("a", "[1]", "holds a list, and settings are an object of names"),
     ],
 )
 def test_a_file_that_is_none(tmp_path, name, text, message):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=message):
         read_settings(tmp_path / name)
 

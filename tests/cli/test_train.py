@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nnkit import cli, train
-from nnkit.cli import recipe
+from nnkit.cli import leaving, recipe
 from nnkit.cli.settings import Config
 from tests.cli.conftest import SMALL
 
@@ -128,6 +130,108 @@ def test_a_run_that_has_ended_goes_on_only_for_more_epochs(finished, tmp_path, c
     capsys.readouterr()
     assert cli.main(["resume", str(run), "--epochs", "1"]) == 1
     assert "the saved run has taken 68 steps" in capsys.readouterr().err
+
+
+def test_a_longer_run_that_is_interrupted_goes_on_with_its_new_settings(
+    finished, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(signal, "getsignal", _default(signal.getsignal))
+    run = tmp_path / finished.name
+    shutil.copytree(finished, run)
+    result = (run / "result.json").read_bytes()
+    # What is refused leaves the run as it was.
+    assert cli.main(["resume", str(run), "--epochs", "1"]) == 1
+    assert "go on with" not in capsys.readouterr().err
+    assert (run / "result.json").read_bytes() == result
+    assert train.read_config(run) == train.read_config(finished)
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe, "build_model", _interrupted)
+        assert cli.main(["resume", str(run), "--epochs", "4"]) == 130
+    assert capsys.readouterr().err.endswith(f"\ngo on with: nnkit resume {run} --epochs 4\n")
+    assert (run / "result.json").read_bytes() == result
+    with monkeypatch.context() as patch:
+        interrupt_in(3, signal.SIGINT, patch)
+        assert cli.main(["resume", str(run), "--epochs", "4"]) == 130
+    assert f"\ngo on with: nnkit resume {run}" in capsys.readouterr().err
+    assert train.read_config(run)["config"]["epochs"] == 4
+    assert cli.main(["eval", str(run)]) == 1
+    assert "no result.json" in capsys.readouterr().err
+    assert cli.main(["resume", str(run)]) == 0
+    assert [row["epoch"] for row in train.read_metrics(run)] == [1, 2, 3, 4]
+    assert cli.main(["eval", str(run)]) == 0
+
+
+def _interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_run_that_would_come_to_the_same_nan_is_not_to_be_resumed(tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    error = train.NotFiniteError(3, 1, None)
+    assert leaving.going_on(error, folder) == 1
+    assert capsys.readouterr().err == f"error: {error}\n"
+    with train.Checkpoints(folder / "checkpoints") as checkpoints:
+        checkpoints.save(2, {"w": np.zeros(2)}, {})
+    assert leaving.going_on(error, folder) == 1
+    assert capsys.readouterr().err.endswith(f"go on with: nnkit resume {folder}\n")
+
+
+def test_what_was_noted_of_an_error_is_printed_too(tmp_path, capsys, monkeypatch):
+    """Among it where fit saved the run."""
+
+    def rate_of(rate):
+        def fails(event, view):
+            if event == "epoch":
+                raise ValueError("of mine")
+
+        return fails
+
+    monkeypatch.setattr(recipe, "_rate_of", rate_of)
+    assert cli.main(["train", *SMALL, "--runs", str(tmp_path)]) == 1
+    err = capsys.readouterr().err
+    run = tmp_path / "digits-mlp-seed3"
+    assert err.startswith(
+        "error: of mine\nraised by the callback 'fails' at 'epoch'\nthe run is saved at step "
+    )
+    assert "JAX has removed" not in err
+    assert err.endswith(f"\ngo on with: nnkit resume {run}\n")
+
+
+def test_a_note_on_jaxs_frames_is_left_out(capsys):
+    error = ValueError("wrong")
+    error.add_note("----\nFor simplicity, JAX has removed its internal frames from the traceback ...")
+    assert leaving.refused(error) == 1
+    assert capsys.readouterr().err == "error: wrong\n"
+
+
+@pytest.mark.parametrize("command", ["eval", "predict", "resume", "export"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is damaged (Expecting property name"),
+        (b"\xff", "is damaged ('utf-8' codec"),
+        ("[]", "is damaged (a list, no object)"),
+        ("{}", "has no settings under 'config'"),
+        ('{"config": 5}', "has no settings under 'config'"),
+    ],
+)
+def test_a_config_that_is_none(finished, tmp_path, capsys, command, text, message):
+    path = tmp_path / "config.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    more = {"predict": ["a.png"], "export": [str(tmp_path / "out")]}.get(command, [])
+    assert cli.main([command, str(tmp_path), *more]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {str(path)!r} {message}")
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("text", "message"), [("[]", "(a list, no object)"), ("{", "(Expecting")])
+def test_a_result_that_is_none(copy, capsys, text, message):
+    (copy / "result.json").write_text(text)
+    assert cli.main(["eval", str(copy)]) == 1
+    assert f"{str(copy / 'result.json')!r} is damaged {message}" in capsys.readouterr().err
 
 
 def test_patience_a_guard_checkpoints_and_a_tracker(tmp_path, capsys):

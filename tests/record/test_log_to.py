@@ -93,7 +93,7 @@ def test_every_so_many_dispatches_beside_the_epochs():
 
 @pytest.mark.parametrize(
     ("histograms", "paths"),
-    [(True, ["dense_0/bias", "dense_0/kernel"]), (".*/kernel", ["dense_0/kernel"]), ("kernel", [])],
+    [(True, ["dense_0/bias", "dense_0/kernel"]), (".*/kernel", ["dense_0/kernel"])],
 )
 def test_parameters_by_path(histograms, paths):
     notes = Notes()
@@ -103,6 +103,15 @@ def test_parameters_by_path(histograms, paths):
     assert all(type(array) is np.ndarray and array.dtype == np.float32 for array in found.values())
     if "dense_0/kernel" in found:
         np.testing.assert_array_equal(found["dense_0/kernel"], [0, 1, 2, 3])
+
+
+def test_a_choice_of_no_parameter_is_said_once():
+    notes = Notes()
+    callback = record.log_to(notes, histograms="kernel")
+    with pytest.warns(RuntimeWarning, match="'kernel'.*no parameter.*dense_0/bias, dense_0/kernel"):
+        callback("epoch", view(1, loss=0.0))
+    callback("epoch", view(2, loss=0.0))  # a second warning would be an error
+    assert [name for name, *_ in notes.told] == ["scalars", "scalars"]
 
 
 def test_images_of_the_view():
@@ -186,6 +195,8 @@ def test_process_0_speaks_alone(monkeypatch):
         ),
         ({"every": "step"}, "must be a whole number of at least 1, got 'step'"),
         ({"images": np.zeros((2, 2))}, r"log_to\(images=...\) takes a function of the view, got ndarray"),
+        ({"histograms": "*"}, r"log_to\(histograms='\*'\) is no regular expression \(nothing to repeat"),
+        ({"histograms": 3}, r"log_to\(histograms=...\) takes a bool or a regular expression, got int"),
     ],
 )
 def test_errors(arguments, message):

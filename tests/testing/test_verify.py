@@ -90,7 +90,7 @@ def test_a_missing_command_line_library_is_one_line(name, monkeypatch, capsys):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == name else find(n))
     assert cli.main(["verify"]) == 2
-    assert capsys.readouterr().err == f"the command line needs {name}: pip install 'nnkit[verify]'\n"
+    assert capsys.readouterr().err == f"the command line needs {name}: pip install 'nnkit[experiments]'\n"
 
 
 def test_a_bad_pattern():

@@ -285,6 +285,31 @@ def test_a_batch_whose_mask_counts_nothing_has_no_part():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5), found, expected)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+@pytest.mark.parametrize("row", [0, 13, 39])
+def test_what_is_not_finite_or_overflows_is_seen_in_the_statistics(value, row):
+    x = X.astype("f")
+    x[row, 1] = value
+    model = layers.batch_norm(momentum=0.9)
+    found = train.reestimate(model, *_initial(model, X.astype("f")), x, batch_size=12)
+    assert not np.isfinite(found["var"][1])
+    assert value == 1e30 or not np.isfinite(found["mean"][1])
+    others = [0, 2, 3]
+    expected = _by_hand(
+        None, [x[:12][:, others], x[12:24][:, others], x[24:36][:, others], x[36:][:, others]]
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[jnp.array(others)], b, rtol=2e-5), found, expected)
+
+
+def test_large_statistics_do_not_hide_the_momentum():
+    """A variance of 1e35 beside a probe of 2⁶⁴ would leave nothing of it, and 1 − m for the result's factor."""
+    x = (X * 3e17).astype("f")
+    model = layers.batch_norm(momentum=0.9)
+    found = train.reestimate(model, *_initial(model, x), x, batch_size=20)
+    expected = _by_hand(None, [x[:20].astype(float), x[20:].astype(float)])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5), found, expected)
+
+
 def test_other_state_stays_and_names_can_be_chosen():
     model = layers.serial(
         layers.spectral_norm(layers.dense(4)), layers.batch_norm(), layers.dense(4), layers.batch_norm()

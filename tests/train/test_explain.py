@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from typing import Any, NamedTuple
 
@@ -12,7 +13,10 @@ import pytest
 
 from nnkit import layers, losses, optim, train
 from nnkit.layers.children import visiting
+from nnkit.train.elements import blamed, nonfinite
+from nnkit.train.history import is_bad
 from nnkit.train.report import Statistics
+from nnkit.train.scopes import line_of
 from nnkit.types import Layer
 
 KEY = jax.random.key(0)
@@ -367,6 +371,86 @@ def test_wrong_arguments_are_named():
         train.explain(trainer, ts, (X, Y), rows=range(5))
 
 
+def test_a_mask_of_inf_is_not_the_culprit_where_its_sum_with_another_inf_is_nan():
+    """Row 2's scores overflow to +inf, also where the mask is -inf."""
+
+    def loss(w, x, y):
+        x = x[:, :, None] * w
+        masked = jnp.log(jnp.tril(jnp.ones((WIDTH, WIDTH)))) + jnp.einsum("bid,bjd->bij", x, x)
+        return jax.nn.softmax(masked).mean()
+
+    report = bare(loss, x=_with(np.abs(X), [2], 1e25))
+    assert (report.kind, report.operation, report.rows) == ("forward", "dot_general", (2,))
+
+
+def test_an_inf_beside_the_culprit_in_a_sum():
+    """Logarithms of zeros, which softmax takes, and an overflow in another place of the same row."""
+
+    def loss(w, x, y):
+        masked = jnp.log(jnp.abs(x)) + jnp.square(x)
+        return jax.nn.softmax(masked).mean() * w.mean()
+
+    report = bare(loss, x=_with(X, [2], np.array([0, 0, 0, 1, 1e25, 1])))
+    assert (report.kind, report.operation, report.rows) == ("forward", "square", (2,))
+
+
+@pytest.mark.parametrize("label", [-1, 7])
+def test_labels_out_of_range_are_named_with_their_rows(label):
+    trainer = _trainer(dense(2), loss=losses.softmax_cross_entropy)
+    ts = trainer.init(KEY, X[:1])
+    labels = np.zeros(N, np.int32)
+    labels[[1, 4]] = label
+    report = train.explain(trainer, ts, (X, labels), rows=np.arange(100, 100 + N))
+    assert (report.kind, report.rows, report.examples) == ("batch", (1, 4), (101, 104))
+    text = str(train.NotFiniteError(0, 1, report))
+    assert f"label targets[1] is {label} (2 of 6 are out of place), and 2 classes have labels 0..1" in text
+    assert "a look at these rows of the data" in text
+    assert "isfinite" not in text
+    assert "constant" not in text
+
+
+def test_a_constant_is_shown_where_it_becomes_part_of_the_batch():
+    """A NaN for a label out of range, of a loss that checks nothing."""
+    report = bare(lambda w, x, y: jnp.where(x[:, 0] > 0, (x @ w)[:, 0], jnp.asarray(jnp.nan)).mean())
+    assert (report.kind, report.operation, report.rows) == ("constant", "select_n", (1, 4))
+    assert report.line.startswith("test_explain.py:")
+
+
+def test_rows_of_micro_batches_of_unequal_size_are_all_told():
+    zeros = np.zeros((7, WIDTH), np.float32)
+    report = bare(lambda w, x, y: (jnp.log(x) @ w).mean(), x=zeros, y=zeros, micro_batches=3)
+    assert (report.operation, report.rows) == ("log", (0, 1, 2, 3, 4, 5, 6))
+
+
+def test_the_only_row_of_a_batch_of_one():
+    report = bare(lambda w, x, y: (jnp.log(x) @ w).mean(), x=ZEROS[1:2], y=Y[:1])
+    assert (report.operation, report.rows) == ("log", (0,))
+
+
+@pytest.mark.parametrize(
+    ("f", "x", "wanted", "found"),
+    [
+        (jnp.transpose, [[np.inf, 1], [np.nan, np.inf]], [[0, 1], [0, 1]], [[0, 0], [1, 1]]),
+        (lambda x: jax.lax.slice(x, (0,), (2,)), [np.inf, np.nan, np.inf], [0, 1], [0, 1, 0]),
+        (lambda x: jax.lax.broadcast(x, (2,)), [np.inf, np.inf, 1], [[0, 0, 1], [1, 0, 0]], [1, 0, 0]),
+        (lambda x: jnp.max(x, 1), [[-np.inf, np.inf], [-np.inf, 1]], [1, 0], [[0, 1], [0, 0]]),
+        (lambda x: jnp.max(x, 1), [[np.nan, np.inf], [np.nan, 1]], [1, 0], [[1, 0], [0, 0]]),
+        (lambda x: x + np.float32(np.inf), [-np.inf, np.nan], [1, 0], [1, 0]),
+        (jnp.sort, [np.inf, 1, np.nan], [1, 0, 0], [1, 0, 1]),
+    ],
+)
+def test_which_elements_are_to_blame(f, x, wanted, found):
+    x = np.asarray(x, np.float32)
+    eqn = jax.make_jaxpr(f)(x).eqns[0]
+    args = [v.val if hasattr(v, "val") else x for v in eqn.invars]
+    masks = blamed(eqn, args, [f(jnp.asarray(x))], [np.asarray(wanted, bool)])
+    np.testing.assert_array_equal(masks[0], np.asarray(found, bool))
+
+
+def _every_inf(eqn, inputs, outputs, wanted):
+    return [nonfinite(x) if is_bad(x) else np.zeros(np.shape(x), bool) for x in inputs]
+
+
 def _last_backward(history):
     return [op for op in history.operations if op.scope.backward][-1]
 
@@ -378,9 +462,35 @@ MUTANTS = {
         lambda: test_the_first_non_finite_number_is_found("the first of two backwards"),
     ),
     "every inf is followed": (
-        "history.Operation.causes",
-        lambda op: [v for v in op.inputs if v.bad],
+        "history.blamed",
+        _every_inf,
         test_a_where_that_chooses_another_is_not_followed,
+    ),
+    "every inf of a sum is followed": ("history.blamed", _every_inf, test_an_inf_beside_the_culprit_in_a_sum),
+    "the first birth though its rows are others": (
+        "history.Operation.rows",
+        lambda op, wanted: None,
+        test_a_mask_of_inf_is_not_the_culprit_where_its_sum_with_another_inf_is_nan,
+    ),
+    "a constant wherever it is": (
+        "history.Operation.rows",
+        lambda op, wanted: None,
+        test_a_constant_is_shown_where_it_becomes_part_of_the_batch,
+    ),
+    "lines inside calls alone": (
+        "replay._line",
+        lambda level, i: line_of(level.jaxpr.eqns[i]),
+        test_a_constant_is_shown_where_it_becomes_part_of_the_batch,
+    ),
+    "operations by their identity": (
+        "explain._same_code",
+        lambda a, b: a.equation is b.equation,
+        test_rows_of_micro_batches_of_unequal_size_are_all_told,
+    ),
+    "the batch is not checked": (
+        "explain.refused",
+        lambda trainer, ts, batch: "",
+        lambda: test_labels_out_of_range_are_named_with_their_rows(-1),
     ),
     "axes by their place": (
         "replay._axis",
@@ -403,6 +513,10 @@ MUTANTS = {
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_wrong_replay_is_noticed(name, monkeypatch):
     what, wrong, check = MUTANTS[name]
-    monkeypatch.setattr(f"nnkit.train.{what}", wrong)
+    module, *names, attribute = what.split(".")
+    target = importlib.import_module(f"nnkit.train.{module}")
+    for owner in names:
+        target = getattr(target, owner)
+    monkeypatch.setattr(target, attribute, wrong)
     with pytest.raises(AssertionError):
         check()

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nnkit import layers, losses, optim, train, tree
+from nnkit import data, layers, losses, optim, train, tree
 from nnkit.train import finite, guard
 from nnkit.train.epochs import dispatch
 from nnkit.train.feed import Chunk, Resident
@@ -198,6 +198,17 @@ def test_fit_ends_with_the_step_and_the_layer():
 
 
 # ---- what counts as finite ----
+
+
+def test_fit_on_a_stream_names_a_label_out_of_range():
+    """The first batch alone is checked before a run."""
+    trainer = train.trainer(layers.dense(2), losses.softmax_cross_entropy, optim.sgd(0.1))
+    labels = np.zeros(ROWS, np.int32)
+    labels[17] = 7
+    with pytest.raises(train.NotFiniteError, match=r"label targets\[1\] is 7 \(1 of 8") as caught:
+        train.fit(trainer, data.stream((DATA, labels), 8, shuffle=False), epochs=1, key=KEY)
+    report = caught.value.report
+    assert (caught.value.step, report.kind, report.rows) == (2, "batch", (1,))
 
 
 def test_what_a_chunk_is_judged_by():

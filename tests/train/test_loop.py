@@ -231,7 +231,11 @@ def test_a_run_folder_is_not_run_over(tmp_path):
         ({"shuffle": False}, "another setting of shuffle"),
         ({"data": (X[::-1], Y)}, "other training data"),
         ({"epochs": 1}, r"fit\(epochs=1\) has nothing to do: the saved run has taken 14 steps"),
-        ({"early_stopping": train.early_stopping()}, "'stopping/best' is missing"),
+        ({"early_stopping": train.early_stopping()}, "another rule of early stopping"),
+        ({"guard": "skip"}, "another guard"),
+        ({"validation": (X, (Y + 1) % 3)}, "other validation data"),
+        ({"key": jax.random.key(0, impl="rbg")}, "another key"),
+        ({"trainer": (MODEL, optim.chain(optim.adam(jnp.float32(2e-2)), PLATEAU))}, "another program"),
         ({"trainer": (MODEL, optim.adam(2e-2))}, "'opt_state/.*(unexpected|missing)"),
         (
             {"trainer": (MODEL, optim.chain(optim.adam(2e-2), PLATEAU))},
@@ -269,19 +273,85 @@ def test_a_change_that_is_meant(tmp_path):
     assert len(rows) == 3
 
 
-def test_a_callback_that_raises_leaves_a_saved_run(tmp_path):
-    def fail(event, view):
-        if event == "epoch" and view.epoch == 2:
+@pytest.mark.parametrize("event", ["chunk", "epoch", "checkpoint"])
+@pytest.mark.parametrize("at", [14, 28])
+def test_a_callback_that_raises_leaves_a_saved_run(tmp_path, event, at):
+    """Wherever it raises: after the epoch's last step and before its row, after the row, in the last epoch."""
+
+    def fail(now, view):
+        if now == event and view.step == at:
             raise RuntimeError("no more paper")
 
+    rule = train.early_stopping(patience=9, restore_best=True)
+    arguments = {"epochs": 4, "early_stopping": rule}
+    whole, rows = _fit(**arguments)
     with pytest.raises(RuntimeError, match="no more paper") as caught:
-        _fit(epochs=4, run_dir=tmp_path, callbacks=fail)
+        _fit(**arguments, run_dir=tmp_path, callbacks=fail, checkpoint_every=7)
     notes = " ".join(caught.value.__notes__)
-    assert "raised by the callback 'fail' at 'epoch'" in notes
-    assert "saved at step 14: go on with fit" in notes
-    ts, rows = _fit(epochs=4, run_dir=tmp_path, resume=True)
+    assert f"raised by the callback 'fail' at {event!r}" in notes
+    assert f"saved at step {at}: go on with fit" in notes
+    ts, found = _fit(**arguments, run_dir=tmp_path, resume=True)
+    _same(ts, whole)
+    assert _bare(found) == _bare(rows)
+    assert [row["epoch"] for row in train.read_records(tmp_path)] == [1, 2, 3, 4]
+    assert [row["epoch"] for row in train.read_metrics(tmp_path)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("returned", "error", "message"),
+    [
+        (0.5, TypeError, "'give' returned a float at 'epoch': return a dict of numbers, or None"),
+        ({"note": "hi"}, TypeError, "'give' returned note='hi': a row has one number under each name"),
+        ({"a": np.ones(3)}, TypeError, "one number under each name"),
+        ({"step": 0}, ValueError, "'give' returned 'step', which the row has already"),
+        ({"loss": 0}, ValueError, "'loss', which the row has already"),
+        ({3: 0}, ValueError, "returned 3 as the name of a metric"),
+    ],
+)
+def test_what_a_row_cannot_hold_is_said_with_the_callbacks_name(tmp_path, returned, error, message):
+    def give(event, view):
+        return returned
+
+    with pytest.raises(error, match=message):
+        _fit(epochs=2, run_dir=tmp_path, callbacks=give)
+    ts, _ = _fit(epochs=4, run_dir=tmp_path, resume=True)
     _same(ts, WHOLE)
-    assert _bare(rows) == _bare(ROWS)
+
+
+def test_a_state_that_early_stopping_ended_is_not_gone_on_with_silently():
+    rule = train.early_stopping(patience=1)
+    ts, rows = _losing(1, 2, 3)(early_stopping=rule)
+    assert len(rows) == 2
+    with pytest.raises(ValueError, match=r"early stopping ended the run .* state._replace\(stopping=\(\)\)"):
+        _losing(1, 2, 3)(early_stopping=train.early_stopping(patience=9), state=ts, key=None)
+
+
+def test_a_signal_at_the_very_end_is_not_lost(tmp_path):
+    def kill(event, view):
+        if event == "checkpoint":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as caught:
+        _fit(epochs=1, run_dir=tmp_path, callbacks=kill)
+    assert caught.value.code == 143
+    _, rows = _fit(epochs=1, run_dir=tmp_path, resume=True)
+    assert len(rows) == 1
+
+
+def test_a_disk_that_fails_does_not_hide_what_ended_the_run(tmp_path, monkeypatch):
+    def full(*_):
+        time.sleep(0.3)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("nnkit.train.checkpoint_files.write", full)
+    with pytest.raises(train.NotFiniteError) as caught:
+        _exploding(13)(run_dir=tmp_path, checkpoint_every=12, steps_per_call=1)
+    assert "No space left" in " ".join(caught.value.__notes__)
+
+
+def test_a_config_that_config_json_takes_is_taken_by_checkpoints(tmp_path):
+    _fit(epochs=1, run_dir=tmp_path, config={("a", "b"): 1, "path": tmp_path})
+    assert train.read_config(tmp_path)["config"] == {"('a', 'b')": 1, "path": str(tmp_path)}
 
 
 def test_checkpoints_as_asked(tmp_path):
@@ -304,6 +374,9 @@ def test_the_best_checkpoint_stays(tmp_path):
     _losing(3, 1, 2, 2, 2)(run_dir=tmp_path, keep_last=1, keep_best=1)
     kept = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
     assert kept == ["step_000000002", "step_000000005"]
+    _losing(4, 1, 2, 3, 3)(run_dir=tmp_path / "two", keep_last=1, keep_best=2)
+    kept = sorted(p.name for p in (tmp_path / "two/checkpoints").iterdir())
+    assert kept == ["step_000000002", "step_000000003", "step_000000005"]
     with pytest.raises(ValueError, match=r"fit\(keep_best=1\) needs validation"):
         _losing(1)(validation=None, run_dir=tmp_path / "b", keep_best=1)
 
@@ -393,6 +466,10 @@ def test_a_run_in_another_thread(tmp_path):
         ),
         ({"epochs": 1, "resume": "yes"}, ValueError, "resume must be True, False or 'anyway', got 'yes'"),
         ({"epochs": 1, "resume": True}, ValueError, r"fit\(resume=True\) needs run_dir=..., the folder"),
+        ({"epochs": 1, "keep_best": 1}, ValueError, r"fit\(keep_best=1\) needs run_dir"),
+        ({"epochs": 1, "checkpoint_every": 5}, ValueError, r"fit\(checkpoint_every=5\) needs run_dir"),
+        ({"epochs": 1, "keep_last": 0}, ValueError, r"fit\(keep_last=...\) must be a whole number"),
+        ({"epochs": 1, "early_stopping": "val_loss"}, TypeError, "takes a rule and got 'val_loss'"),
     ],
 )
 def test_what_cannot_be_meant_is_said_before_the_start(tmp_path, arguments, error, message):
@@ -496,8 +573,8 @@ def test_bad_steps_are_skipped_and_counted():
 def test_rolling_back_halves_the_rate_and_ends_after_five_times(tmp_path):
     with pytest.warns(UserWarning, match="with 0.5 of the rate"):
         ts, rows = _exploding(15)(guard="roll_back", steps_per_call=3, run_dir=tmp_path)
-    # From the snapshot at 0 with half the rate 20 steps lead to 10.
-    assert float(ts.params["w"]) == 10
+    # From the second epoch's beginning, where w is 10, ten steps with half the rate.
+    assert float(ts.params["w"]) == 15
     assert [row["step"] for row in rows] == [10, 20]
     with pytest.warns(UserWarning, match="of the rate"), pytest.raises(train.NotFiniteError):
         _exploding(0)(guard="roll_back")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from nnkit import layers, train
+from nnkit.train.preflight import checked_batch_size
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -98,6 +99,47 @@ def test_at_most_two_batches_are_on_the_device(monkeypatch):
     assert most <= 3 * 100 * 100 * 4
 
 
+@pytest.mark.parametrize("where", ["host", "device", "traced"])
+@pytest.mark.parametrize(
+    ("output", "shape"),
+    [
+        (lambda x: x.mean(0), r"\['b'\] has shape \(4,\)"),
+        (lambda x: x.sum(), r"\['b'\] has shape \(\)"),
+        (lambda x: jnp.concatenate([x, x]), r"\['b'\] has shape \(10, 4\)"),
+        (lambda x: jnp.ones((7, 4)), r"\['b'\] has shape \(7, 4\)"),
+    ],
+    ids=["mean", "scalar", "more rows", "table"],
+)
+def test_an_output_without_a_row_for_each_example_is_refused(output, shape, where):
+    model = layers.stateless(lambda x: {"a": x, "b": output(x)})
+    predict = lambda x: train.predict(model, {}, {}, x, batch_size=5)
+    run, x = {"host": (predict, X), "device": (predict, jnp.asarray(X)), "traced": (jax.jit(predict), X)}[
+        where
+    ]
+    with pytest.raises(ValueError, match=rf"{shape} for a batch of 5 examples, .* \(5, ...\): return"):
+        run(x)
+
+
+def test_samples_and_ensembles_refuse_such_outputs_too():
+    mean = layers.stateless(lambda x: x.mean(0, keepdims=True))
+    model = layers.serial(layers.dropout(0.5), mean)
+    with pytest.raises(ValueError, match=r"the output.mean has shape \(1, 4\) for a batch of 5 examples"):
+        train.predict(model, *model.init(KEY, X), X, batch_size=5, samples=3, key=KEY)
+    model = layers.serial(layers.dense(3), mean)
+    params, state = jax.vmap(lambda key: model.init(key, X))(jax.random.split(KEY, 2))
+    with pytest.raises(ValueError, match=r"the output.mean has shape \(1, 3\) for a batch of 5 examples"):
+        train.predict_ensemble(model, params, state, X, batch_size=5)
+
+
+def test_numpys_integers_are_batch_sizes_larger_than_the_data_too():
+    found = train.predict(MODEL, PARAMS, STATE, X, batch_size=np.int64(30))
+    np.testing.assert_array_equal(found, train.predict(MODEL, PARAMS, STATE, X, batch_size=30))
+    size = checked_batch_size(np.int64(30), 23)
+    assert size == 23
+    assert type(size) is int
+    assert checked_batch_size(np.int32(3), 23) == 3
+
+
 def test_any_tree_of_inputs_and_outputs():
     def forward(net, x):
         y = net.body(x["left"]) + x["right"][0]
@@ -145,7 +187,8 @@ def test_it_can_be_transformed():
         ({"samples": 5}, TypeError, r"predict\(samples=...\) needs a key: pass predict\(..., key=jax.random.key"),
         ({"samples": 5, "key": 3}, TypeError, r"predict got the number 3 for a key: pass jax.random.key\(3\)"),
         ({"samples": 1, "key": KEY}, ValueError, r"predict\(samples=1\) has no spread: draw at least 2"),
-        ({"samples": 0, "key": KEY}, ValueError, r"predict\(samples=...\) must be a whole number of at least 1, got 0"),
+        ({"samples": 0, "key": KEY}, ValueError, r"predict\(samples=...\) must be a whole number of at least 2, got 0"),
+        ({"samples": 2.5, "key": KEY}, ValueError, r"must be a whole number of at least 2, got 2.5"),
         ({"samples_at_once": 0}, ValueError, r"predict\(samples_at_once=...\) must be a whole number of at least 1"),
         ({"outputs": "logit"}, ValueError, "must be 'logits', 'probabilities' or 'values', got 'logit'"),
     ],

@@ -143,6 +143,35 @@ def test_a_loss_scale_falls_in_a_skipped_step(make):
             assert float(optim.loss_scale(after.opt_state)) == 32
 
 
+@pytest.mark.parametrize("make", [lambda t: t, _own], ids=["own", "any"])
+def test_what_stands_behind_a_loss_scale_stays_in_a_skipped_step(make):
+    inner = optim.dynamic_loss_scale(optim.adam(SCHEDULE), initial_scale=64.0)
+    trainer = make(_trainer(optim.chain(inner, optim.trace(0.9))))
+    ts = _started(trainer)
+    after, found = jax.jit(trainer.skipping)(ts, (BAD, Y))
+    assert float(found["skipped"]) == 1
+    assert float(optim.loss_scale(after.opt_state)) == 32
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        (ts.params, ts.state, ts.opt_state[0].inner_state, ts.opt_state[1]),
+        (after.params, after.state, after.opt_state[0].inner_state, after.opt_state[1]),
+    )
+    moved, found = jax.jit(trainer.skipping)(after, (X, Y))
+    assert float(found["skipped"]) == 0
+    assert any((a != b).any() for a, b in zip(
+        jax.tree.leaves(ts.opt_state[1]), jax.tree.leaves(moved.opt_state[1]), strict=True))  # fmt: skip
+
+
+def test_a_loss_scale_inside_gathered_steps_falls():
+    inner = optim.dynamic_loss_scale(optim.adam(SCHEDULE), initial_scale=64.0)
+    trainer = _trainer(optim.MultiSteps(inner, 2))
+    ts = trainer.init(KEY, X[:1])
+    for _ in range(2):
+        ts, found = jax.jit(trainer.skipping)(ts, (BAD, Y))
+        assert float(found["skipped"]) == 1
+    assert float(optim.loss_scale(ts.opt_state)) == 32
+
+
 def test_a_mapped_population_skips_member_by_member():
     trainer = _trainer()
     many = jax.vmap(lambda key: trainer.init(key, X[:1]))(jax.random.split(KEY, 2))

@@ -82,7 +82,7 @@ MUTANTS = {
     "all of the last chunk": ("drawn=numbers < samples", "drawn=numbers >= 0"),
     "chunks weigh the same": ("share = count / (old + count)", "share = 1 / (1 + old / ys.shape[0])"),
     "bits": ("p * jnp.log(", "p * jnp.log2("),
-    "no entropy of the samples": ("_entropy(s.mean) - s.entropy", "_entropy(s.mean)"),
+    "no entropy of the samples": ("entropy_of(s.mean) - s.entropy", "entropy_of(s.mean)"),
     "logits are averaged": ("jax.nn.softmax(y) if", "y if"),
     "the spread within chunks only": (" + jnp.square(apart) * old * share", ""),
 }  # fmt: skip
