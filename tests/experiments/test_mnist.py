@@ -195,13 +195,14 @@ def test_several_seeds_have_a_folder_each_and_a_mean(mnist, tmp_path, capsys):
         ({"runs": Path(__file__)}, "test_mnist.py"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line_and_leaves_nothing(mnist, tmp_path, capsys, changes, message):
+def test_what_is_wrong_is_said_in_few_lines_and_leaves_nothing(mnist, tmp_path, capsys, changes, message):
     config = dataclasses.replace(mnist.Config(epochs=1, hidden=(16,), runs=tmp_path / "runs"), **changes)
     assert mnist.main(config) == 1
     stderr = capsys.readouterr().err
     assert stderr.startswith("error: ")
-    assert len(stderr.strip().splitlines()) == 1
-    assert message in stderr
+    # The sentence, and where a note says in which data or batch, the note.
+    assert len(stderr.strip().splitlines()) == (2 if "in the last batch" in stderr else 1)
+    assert message in stderr.splitlines()[0]
     assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
 
 

@@ -74,7 +74,8 @@ def test_a_run_leaves_its_folder(tmp_path, capsys):
     folder = tmp_path / "vae-digits-seed0"
     names = {path.name for path in folder.iterdir()}
     assert names == {
-        "config.json", "metrics.csv", "model.npz", "reconstructions.png", "result.json", "samples.png",
+        "checkpoints", "config.json", "metrics.csv", "metrics.jsonl", "model.npz", "reconstructions.png",
+        "result.json", "samples.png",
     }  # fmt: skip
     rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
     assert float(rows[1]["loss"]) < float(rows[0]["loss"])

@@ -307,7 +307,7 @@ def test_killed_at_any_call(tmp_path, monkeypatch, step, keep_last):
 
 
 def _written_in_place(monkeypatch):
-    monkeypatch.setattr(checkpoint_files, "_unused", lambda folder: folder / "step_000000030")
+    monkeypatch.setattr(checkpoint_files, "unused_name", lambda folder: folder / "step_000000030")
 
 
 def _removed_in_place(monkeypatch):
