@@ -62,7 +62,7 @@ def test_an_exact_member_is_its_run_to_the_last_bit():
 
 def test_a_mapped_member_is_its_run_to_rounding():
     # Batched products of matrices sum in another order, and 18 steps of Adam with a rate of 0.1 go on from
-    # there; the largest difference found is 100 times smaller.
+    # there: a step that is normalised by a small average turns rounding into a difference of its own size.
     _check_members(TRAINER, 1e-3, 1e-3, members="mapped")
 
 

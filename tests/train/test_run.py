@@ -191,7 +191,10 @@ MUTANTS = {
         "update",
         lambda *args, real=module.update: real(*args)._replace(stopped=jnp.bool_(False)),
     ),
-    "starts from another key": ("_init", lambda trainer, key, x: trainer.init(jax.random.fold_in(key, 0), x)),
+    "starts from another key": (
+        "first_state",
+        lambda trainer, key, x: trainer.init(jax.random.fold_in(key, 0), x),
+    ),
 }
 
 
