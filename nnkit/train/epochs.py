@@ -19,6 +19,7 @@ __all__ = [
     "STEPS_PER_CALL",
     "Means",
     "compiler_options",
+    "copied",
     "dispatch",
     "platform_of",
     "run_epoch",
@@ -245,6 +246,10 @@ def compiler_options(platform: str) -> dict[str, Any] | None:
     ``benchmarks.epoch`` takes 0.93 of the time), and a CPU without them is not affected.
     """
     return {"xla_cpu_prefer_vector_width": 512} if platform == "cpu" else None
+
+
+copied: Callable[[TrainState], TrainState] = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+"""The state in buffers of its own, which the next dispatch does not take, in one program."""
 
 
 def platform_of(arrays: PyTree) -> str:

@@ -159,7 +159,9 @@ def fit(
     held_out = validation_of(validation, trainer, ts)
     of_step = check_steps(trainer, ts, given.spec, given.batch_size, given.tail)
     names = check_monitored(trainer, ts, of_step, held_out.spec)
-    _check_rule(early_stopping, names, state)
+    early.check_rule("fit", early_stopping, names)
+    if early_stopping is not None:
+        _check_not_stopped(state)
     ts = early.begin(early_stopping, ts, int(ts.step) // given.steps)
     score = _score(early_stopping, names, keep_best)
     if epochs is None:
@@ -248,14 +250,7 @@ def _skipping(trainer: Trainer) -> Trainer:
     return trainer._replace(step=trainer.skipping)
 
 
-def _check_rule(rule: Any, names: Mapping[str, Any], state: TrainState | None) -> None:
-    if rule is None:
-        return
-    if not isinstance(rule, early.EarlyStopping):
-        raise TypeError(
-            f"fit(early_stopping=...) takes a rule and got {rule!r}: pass train.early_stopping('val_loss')"
-        )
-    early.check_monitor(rule, names)
+def _check_not_stopped(state: TrainState | None) -> None:
     if state is not None and state.stopping != () and bool(state.stopping.stopped):
         raise ValueError(
             "fit has nothing to do: early stopping ended the run that the state comes from; for another rule pass "

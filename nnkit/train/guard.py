@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Generator, Iterable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nnkit.train.epochs import dispatch, take
+from nnkit.train.epochs import copied, dispatch, take
 from nnkit.train.explain import explain
 from nnkit.train.feed import Chunk, Feed
 from nnkit.train.finite import scaled
@@ -123,7 +122,7 @@ def find_step(
     """
     ts = ts._replace(stopping=())
     for chunk in chunks:
-        new, _, finite = dispatch(trainer, _copy(ts), chunk, rate_scale=rate_scale)
+        new, _, finite = dispatch(trainer, copied(ts), chunk, rate_scale=rate_scale)
         if not bool(finite):
             found = _step_by_step(trainer, ts, chunk, rate_scale)
             if found is not None:
@@ -136,7 +135,7 @@ def _step_by_step(trainer: Trainer, ts: TrainState, chunk: Chunk, rate_scale: fl
     for i in range(chunk.steps):
         start = chunk.offset + i * chunk.batch_size
         one = chunk._replace(offset=start, steps=1)
-        new, _, finite = dispatch(trainer, _copy(ts), one, rate_scale=rate_scale)
+        new, _, finite = dispatch(trainer, copied(ts), one, rate_scale=rate_scale)
         if not bool(finite):
             rows = jnp.arange(start, start + chunk.batch_size, dtype=jnp.int32)
             if chunk.order is not None:
@@ -145,9 +144,6 @@ def _step_by_step(trainer: Trainer, ts: TrainState, chunk: Chunk, rate_scale: fl
             return BadStep(ts, batch, None if chunk.order is None else np.asarray(rows))
         ts = new
     return None
-
-
-_copy: Callable[[TrainState], TrainState] = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
 def not_finite(

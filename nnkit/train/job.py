@@ -20,7 +20,7 @@ from nnkit.train.preflight import (
     specs,
     whole,
 )
-from nnkit.train.stopping import EarlyStopping, check_monitor
+from nnkit.train.stopping import EarlyStopping, check_rule
 from nnkit.types import Array, PyTree, Trainer, TrainState
 
 __all__ = ["Job", "Plan", "joined", "prepare"]
@@ -104,13 +104,7 @@ def prepare(
             check_suited(trainer, ts, part, what)
     names = check_steps(trainer, ts, arrays, plan.batch_size, plan.tail)
     names = check_monitored(trainer, ts, names, held_out)
-    if early_stopping is not None:
-        if not isinstance(early_stopping, EarlyStopping):
-            raise TypeError(
-                f"{name}(early_stopping=...) takes a rule and got {early_stopping!r}: pass "
-                "train.early_stopping('val_loss')"
-            )
-        check_monitor(early_stopping, names)
+    check_rule(name, early_stopping, names)
     rule, numbers = _split(early_stopping)
     arrays, held_out = jax.tree.map(jnp.asarray, (arrays, held_out))
     return Job(ts, x, arrays, held_out, rule, numbers, plan)

@@ -10,14 +10,12 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from nnkit.optim import report
 from nnkit.optim.plateau import monitors
 from nnkit.train import stopping as early
-from nnkit.train.epochs import Means, dispatch
+from nnkit.train.epochs import Means, copied, dispatch
 from nnkit.train.events import Callback, View
 from nnkit.train.feed import Chunk, Feed
 from nnkit.train.guard import NotFiniteError, not_finite
@@ -36,8 +34,6 @@ CHECKPOINT_SECONDS = 10.0
 MOST_ROLLBACKS = 5
 """After so many a run that gives inf or NaN again ends."""
 _LOOKS = frozenset({"explain", "roll_back"})
-
-_copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
 class Plan(NamedTuple):
@@ -90,7 +86,7 @@ class Loop:
         self._saved, self._saved_at = self.step, time.monotonic()
         self._snapshot, self._snapshot_at = None, time.monotonic()
         if plan.guard in _LOOKS:
-            self._snapshot = self._position(copied=True)
+            self._snapshot = self._position(apart=True)
 
     def _start_from(self, position: Position) -> None:
         self.ts = position.ts._replace(stopping=())
@@ -108,8 +104,8 @@ class Loop:
         """The state with what early stopping remembers."""
         return self.ts._replace(stopping=self.stopping)
 
-    def _position(self, *, copied: bool = False) -> Position:
-        state = _copy(self.state) if copied else self.state
+    def _position(self, *, apart: bool = False) -> Position:
+        state = copied(self.state) if apart else self.state
         return Position(state, dict(self.means.sums), list(self.rows), self.rate_scale, self.rollbacks)
 
     def run(self) -> tuple[TrainState, list[dict[str, Any]]]:
@@ -180,11 +176,12 @@ class Loop:
         """Takes in what a dispatch computed, once it has."""
         if self.plan.guard in _LOOKS and not bool(finite):
             self._not_finite()
-        self.means.add(chunk, metrics)
-        of_chunk = Means()
-        of_chunk.add(chunk, metrics)
-        self._last = of_chunk.values()
-        self.bar.advance(chunk.steps, self._last["loss"])
+        loss = self.means.add(chunk, metrics)
+        self.bar.advance(chunk.steps, loss)
+        if self.plan.callbacks:
+            of_chunk = Means()
+            of_chunk.add(chunk, metrics)
+            self._last = of_chunk.values()
 
     def _between(self, at_end: bool) -> bool:
         """What is due after a dispatch; whether the epoch is to be left."""
@@ -197,7 +194,7 @@ class Loop:
         if self.plan.callbacks:
             self._tell("chunk", self._last)
         if old:
-            self._snapshot, self._snapshot_at = self._position(copied=True), now
+            self._snapshot, self._snapshot_at = self._position(apart=True), now
         if at_end:
             return False  # the end of an epoch is saved with its row
         if due:
@@ -223,7 +220,7 @@ class Loop:
         self._begun = time.perf_counter()
         if plan.guard == "roll_back" or (plan.guard == "explain" and monitors(self.ts.opt_state)):
             # A replay of steps does not repeat what the optimizer was told between them.
-            self._snapshot, self._snapshot_at = self._position(copied=True), time.monotonic()
+            self._snapshot, self._snapshot_at = self._position(apart=True), time.monotonic()
         if plan.checkpoint_every is None:
             due = time.monotonic() - self._saved_at > CHECKPOINT_SECONDS
         else:
@@ -309,7 +306,7 @@ class Loop:
         assert self._snapshot is not None
         if self.plan.guard == "roll_back" and self.rollbacks < MOST_ROLLBACKS:
             scale, rollbacks = (self.rate_scale or 1.0) / 2, self.rollbacks + 1
-            self._start_from(self._snapshot._replace(ts=_copy(self._snapshot.ts)))
+            self._start_from(self._snapshot._replace(ts=copied(self._snapshot.ts)))
             self.rate_scale, self.rollbacks, self._saved = scale, rollbacks, -1
             warnings.warn(
                 f"a loss or parameter became inf or NaN: back at step {self.step}, with {scale:g} of the rate",

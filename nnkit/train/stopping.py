@@ -20,6 +20,7 @@ __all__ = [
     "Stopping",
     "begin",
     "check_monitor",
+    "check_rule",
     "early_stopping",
     "restored",
     "start",
@@ -150,6 +151,17 @@ def check_monitor(rule: EarlyStopping, metrics: Iterable[str]) -> None:
         f"early_stopping monitors {rule.monitor!r}, which the run does not compute: {advice} metrics are "
         f"{', '.join(names) or 'none'}"
     )
+
+
+def check_rule(name: str, rule: Any, metrics: Iterable[str]) -> None:
+    """Raises unless ``rule`` is None, or a rule whose metric ``name``'s rows will have."""
+    if rule is None:
+        return
+    if not isinstance(rule, EarlyStopping):
+        raise TypeError(
+            f"{name}(early_stopping=...) takes a rule and got {rule!r}: pass train.early_stopping('val_loss')"
+        )
+    check_monitor(rule, metrics)
 
 
 def start(rule: EarlyStopping, ts: TrainState, epoch: Any = 0) -> Stopping:
