@@ -74,6 +74,7 @@ PAGE_OF = {
     "data": "data",
     "diagnose": "results",
     "models": "models",
+    "search": "search",
 }
 
 

@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "record": {"types", "checks", "tree", "train"},
     "interop": {"types", "checks", "packing", "tree", "layers", "train"},
     "diagnose": {"types", "checks", "tree", "metrics", "train"},
+    "search": {"types", "checks", "tree", "train", "diagnose"},
     "testing": {
         "types",
         "checks",
@@ -59,6 +60,7 @@ MAY_IMPORT = {
         "record",
         "interop",
         "diagnose",
+        "search",
         "testing",
     },
 }

@@ -16,6 +16,10 @@ from nnkit.cli.info import Info, Version
 from nnkit.cli.leaving import STATUSES, refused
 from nnkit.cli.predict import Predict
 from nnkit.cli.resume import Resume
+from nnkit.cli.search import Resume as SearchResume
+from nnkit.cli.search import Search
+from nnkit.cli.search_best import Best, SearchExport, SearchPlot
+from nnkit.cli.search_retrain import Retrain
 from nnkit.cli.settings import read_settings
 from nnkit.cli.train import Train
 from nnkit.cli.verify import Verify
@@ -29,10 +33,20 @@ COMMANDS: dict[str, Any] = {
     "predict": Predict,
     "resume": Resume,
     "export": Export,
+    "search": Search,
     "info": Info,
     "verify": Verify,
     "version": Version,
 }
+
+OF_A_SEARCH: dict[str, Any] = {
+    "resume": SearchResume,
+    "best": Best,
+    "retrain": Retrain,
+    "export": SearchExport,
+    "plot": SearchPlot,
+}
+"""The words after "search"; without one of them it begins or joins a search."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,15 +63,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         begin = _begin_with(given)
     except (ValueError, TypeError, OSError) as error:
         return refused(error)
+    prog, commands, what = "nnkit", COMMANDS, "nnkit on the command line."
+    if given[:1] == ["search"] and given[1:2] and given[1] in OF_A_SEARCH:
+        prog, commands, what, given = "nnkit search", OF_A_SEARCH, "A search that was begun.", given[1:]
     forms: list[Any] = []
-    for name, command in COMMANDS.items():
+    for name, command in commands.items():
         default: dict[str, Any] = {} if begin is None or name != "train" else {"default": begin}
         forms.append(Annotated[command, tyro.conf.subcommand(name=name, **default)])
     form: Any = functools.reduce(operator.or_, forms)
     command = tyro.cli(
         form,
-        prog="nnkit",
-        description=f"nnkit on the command line.\n\n{STATUSES}",
+        prog=prog,
+        description=f"{what}\n\n{STATUSES}",
         args=given,
         config=(tyro.conf.PositionalRequiredArgs,),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from nnkit import data, losses, metrics, models, optim, record, regularizers, train
-from nnkit.checks import unknown_name
+from nnkit.checks import is_static_number, unknown_name
 from nnkit.cli.report import draw
-from nnkit.cli.settings import Settings
+from nnkit.cli.settings import Config, Settings
 from nnkit.cli.trained import card_of, write_card
 from nnkit.train.checkpoints import steps as saved_steps
 from nnkit.train.events import Callback, View
-from nnkit.types import Layer, Schedule, Trainer
+from nnkit.types import Layer, Schedule, Trainer, TrainState
 
 __all__ = [
     "OPTIMIZERS",
@@ -28,9 +28,11 @@ __all__ = [
     "build_model",
     "build_trainer",
     "evaluate",
+    "leave",
     "load_splits",
     "raw_splits",
     "run",
+    "stopping_rule",
 ]
 
 OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
@@ -70,23 +72,26 @@ def raw_splits(config: Settings) -> data.Splits:
 
 
 def build_model(config: Settings, classes: int) -> Layer:
-    """The network, for so many classes."""
+    """The network, for so many classes; its dropout rate may be traced."""
     return models.build(config.model, classes, hidden=config.hidden, dropout=config.dropout)
 
 
 def build_trainer(config: Settings, model: Layer, steps: int) -> tuple[Trainer, Schedule]:
-    """The trainer and its learning rate by step; an epoch has ``steps`` of them."""
+    """The trainer and its learning rate by step; an epoch has ``steps`` of them.
+
+    Learning rate, decay, penalties and label smoothing may be traced, as a search does.
+    """
     if config.optimizer not in OPTIMIZERS:
         raise unknown_name("optimizer", config.optimizer, OPTIMIZERS)
-    if not config.learning_rate > 0 or not config.decay > 0:
-        raise ValueError(
-            f"learning_rate and decay must be positive, got {config.learning_rate:g} and {config.decay:g}"
-        )
+    pair = config.learning_rate, config.decay
+    if any(is_static_number(value) and not value > 0 for value in pair):
+        shown = " and ".join(f"{value:g}" if is_static_number(value) else "a traced one" for value in pair)
+        raise ValueError(f"learning_rate and decay must be positive, got {shown}")
     rate = optim.exponential_decay(config.learning_rate, steps, config.decay, staircase=True)
     penalties = [
         penalty(strength)
         for penalty, strength in ((regularizers.l1, config.l1), (regularizers.l2, config.l2))
-        if strength
+        if not (is_static_number(strength) and strength == 0)
     ]
     trainer = train.trainer(
         model,
@@ -150,18 +155,40 @@ def run(config: Settings, *, resume: bool = False, callbacks: Iterable[Callback]
             batch_size=config.batch_size,
             validation=splits.validation,
             callbacks=[*callbacks, _rate_of(rate), *_trackers(config)],
-            early_stopping=_rule(config),
+            early_stopping=stopping_rule(config),
             guard=config.guard,
             run_dir=folder,
             resume=True,  # a folder in which nothing has run yet begins a run
             config=config,
             checkpoint_every=config.checkpoint_every,
         )
+    return leave(folder, model, ts, rows, (raw, splits), sum(row["seconds"] for row in rows))
+
+
+def leave(
+    folder: Path,
+    model: Layer,
+    ts: TrainState,
+    rows: Sequence[Mapping[str, Any]],
+    parts: tuple[data.Splits, data.Splits],
+    seconds: float,
+) -> Outcome:
+    """Writes what a run leaves at its end: the network, the outcome on the test part, and the pictures.
+
+    Args:
+      folder: the run's.
+      model: the network.
+      ts: the state at the end.
+      rows: the history.
+      parts: the data as published, and standardised.
+      seconds: that training took.
+    """
+    raw, splits = parts
+    assert splits.test is not None
     train.save_tree(folder / "model.npz", {"params": ts.params, "state": ts.state})
     write_card(folder, card_of(raw.train, splits.train))
     outcome, logits, confusion = evaluate(model, ts.params, ts.state, splits.test)
     draw(folder, rows, splits.test, logits, confusion)
-    seconds = sum(row["seconds"] for row in rows)
     train.write_result(folder, {**outcome._asdict(), "test_examples": len(splits.test), "seconds": seconds})
     return outcome
 
@@ -186,7 +213,8 @@ def _rate_of(rate: Schedule) -> Callback:
     return callback
 
 
-def _rule(config: Settings) -> train.EarlyStopping | None:
+def stopping_rule(config: Config) -> train.EarlyStopping | None:
+    """The rule of --patience, or None."""
     if config.patience is None:
         return None
     return train.early_stopping("val_loss", patience=config.patience, restore_best=True)

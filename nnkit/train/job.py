@@ -23,7 +23,7 @@ from nnkit.train.preflight import (
 from nnkit.train.stopping import EarlyStopping, check_rule
 from nnkit.types import Array, PyTree, Trainer, TrainState
 
-__all__ = ["Job", "Plan", "joined", "prepare"]
+__all__ = ["Job", "Plan", "joined", "plan_of", "prepare"]
 
 
 class Plan(NamedTuple):
@@ -91,9 +91,7 @@ def prepare(
     alone = get_opaque_trace_state() == _OUTERMOST
     ts = _first(name, trainer, x, key, state, alone)
     done = 0 if state is None else None if isinstance(state.step, Tracer) else int(state.step)
-    full, tail = divmod(n, batch_size)
-    tail = 0 if drop_last else tail
-    plan = Plan(epochs, int(batch_size), full, tail, bool(shuffle), bool(remat), done, alone)
+    plan = plan_of(epochs, batch_size, n, shuffle, drop_last, remat=bool(remat), done=done, alone=alone)
     if done is not None and done >= epochs * plan.steps:
         raise ValueError(
             f"{name}(epochs={epochs}) has nothing to do: the state has taken {done} steps, which are "
@@ -108,6 +106,23 @@ def prepare(
     rule, numbers = _split(early_stopping)
     arrays, held_out = jax.tree.map(jnp.asarray, (arrays, held_out))
     return Job(ts, x, arrays, held_out, rule, numbers, plan)
+
+
+def plan_of(
+    epochs: int,
+    batch_size: int,
+    n: int,
+    shuffle: bool,
+    drop_last: bool,
+    *,
+    remat: bool = False,
+    done: int | None = 0,
+    alone: bool = True,
+) -> Plan:
+    """The plan of a run on ``n`` examples."""
+    full, tail = divmod(n, batch_size)
+    tail = 0 if drop_last else tail
+    return Plan(epochs, int(batch_size), full, tail, bool(shuffle), remat, done, alone)
 
 
 def _is_traced(arrays: PyTree) -> bool:

@@ -21,7 +21,7 @@ from nnkit.train.preflight import checked_batch_size, number_of_examples
 from nnkit.train.stopping import EarlyStopping, begin, restored, update
 from nnkit.types import Array, PyTree, Trainer, TrainState
 
-__all__ = ["run", "train_epochs"]
+__all__ = ["run", "train_epoch", "train_epochs"]
 
 
 def run(
@@ -123,7 +123,7 @@ def train_epochs(
     """The epochs of a job: the state at the end, and the history."""
     rule = None if rule is None else joined(rule, numbers)
     ts = begin(rule, ts, ts.step // plan.steps)
-    epoch = functools.partial(_epoch, trainer, arrays, held_out, rule, plan)
+    epoch = functools.partial(train_epoch, trainer, arrays, held_out, rule, plan)
     if plan.remat and not plan.alone:
         epoch = jax.checkpoint(epoch, prevent_cse=False, static_argnums=2)
 
@@ -151,7 +151,7 @@ def train_epochs(
     return ts, {"epoch": jnp.arange(1, plan.epochs + 1, dtype=jnp.int32), **history}
 
 
-def _epoch(
+def train_epoch(
     trainer: Trainer,
     arrays: PyTree,
     held_out: PyTree,
@@ -159,9 +159,13 @@ def _epoch(
     plan: Plan,
     ts: TrainState,
     number: Any,
-    first: int,
+    first: int = 0,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """The steps of epoch ``number`` from batch ``first`` on, and what comes at an epoch's end."""
+    """The steps of epoch ``number`` from batch ``first`` on, and what comes at an epoch's end.
+
+    Nothing asks whether the epoch is due: a search that goes from epoch to epoch knows. ``number``, from 0,
+    may be traced.
+    """
     n = number_of_examples(arrays)
     order = shuffled_indices(ts.key, number, n) if plan.shuffle else jnp.arange(n, dtype=jnp.int32)
     stopping = ts.stopping
