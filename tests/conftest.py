@@ -19,7 +19,8 @@ settings.register_profile("nnkit", derandomize=True, deadline=None, max_examples
 settings.load_profile("nnkit")
 
 SLOW = frozenset((Path(__file__).parent / "slow.txt").read_text().splitlines())
-"""Tests that took more than some three seconds of processor time; ``make test-slow`` has them."""
+"""Tests that took more than a second of processor time or so, but for the cheapest of each kind; ``make
+test-slow`` has them all."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import inspect
 import operator
 import sys
 from collections.abc import Sequence
@@ -48,6 +49,14 @@ OF_A_SEARCH: dict[str, Any] = {
 }
 """The words after "search"; without one of them it begins or joins a search."""
 
+_FURTHER = """\
+What there is to do with a search, each with its own --help:
+- nnkit search resume RUN: train the trials that are missing, or more of them
+- nnkit search best RUN: the best trials, how sure that is, and the command that retrains the first
+- nnkit search retrain RUN: the run folder of a trial, tested once
+- nnkit search export RUN FILE: all trials as .csv or .parquet
+- nnkit search plot RUN: pictures"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs ``nnkit`` with these arguments, by default the command line's, and returns its exit status."""
@@ -64,13 +73,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError) as error:
         return refused(error)
     prog, commands, what = "nnkit", COMMANDS, "nnkit on the command line."
-    if given[:1] == ["search"] and given[1:2] and given[1] in OF_A_SEARCH:
-        prog, commands, what, given = "nnkit search", OF_A_SEARCH, "A search that was begun.", given[1:]
+    if given[:1] == ["search"]:
+        given = given[1:]
+        if given[:1] and given[0] in OF_A_SEARCH:
+            prog, commands = "nnkit search", OF_A_SEARCH
+        else:
+            prog, commands, what = "nnkit search", {}, f"{inspect.getdoc(Search)}\n\n{_FURTHER}"
     forms: list[Any] = []
     for name, command in commands.items():
         default: dict[str, Any] = {} if begin is None or name != "train" else {"default": begin}
         forms.append(Annotated[command, tyro.conf.subcommand(name=name, **default)])
-    form: Any = functools.reduce(operator.or_, forms)
+    form: Any = functools.reduce(operator.or_, forms) if forms else Search
     command = tyro.cli(
         form,
         prog=prog,

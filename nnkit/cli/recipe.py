@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from nnkit.checks import is_static_number, unknown_name
 from nnkit.cli.report import draw
 from nnkit.cli.settings import Config, Settings
 from nnkit.cli.trained import card_of, write_card
+from nnkit.search.folds import fold_of
 from nnkit.train.checkpoints import steps as saved_steps
 from nnkit.train.events import Callback, View
 from nnkit.types import Layer, Schedule, Trainer, TrainState
@@ -28,11 +30,13 @@ __all__ = [
     "build_model",
     "build_trainer",
     "evaluate",
+    "folded",
     "leave",
     "load_splits",
     "raw_splits",
     "run",
     "stopping_rule",
+    "together",
 ]
 
 OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
@@ -62,6 +66,10 @@ def load_splits(config: Settings) -> data.Splits:
 
 def raw_splits(config: Settings) -> data.Splits:
     """The same parts as published."""
+    if config.folds is not None:
+        return folded(raw_splits(dataclasses.replace(config, folds=None, fold=0)), config)
+    if config.fold:
+        raise ValueError(f"--fold {config.fold} is one of --folds, which are not given")
     splits = data.load(config.dataset, data_dir=config.data_dir)
     if splits.test is None:
         fractions = (1 - config.validation - config.test, config.validation, config.test)
@@ -69,6 +77,25 @@ def raw_splits(config: Settings) -> data.Splits:
     if splits.validation is None and config.validation > 0:
         return data.hold_out(splits, config.validation, seed=config.seed, stratify=config.stratify)
     return splits
+
+
+def folded(splits: data.Splits, config: Settings) -> data.Splits:
+    """The parts of one fold: the others of the training and validation part, itself, and the test part."""
+    assert config.folds is not None
+    pool = together(splits)
+    labels = pool.y if config.stratify else None
+    places = fold_of(np.arange(len(pool)), config.fold, config.folds, seed=config.seed, labels=labels)
+    training, held_out = (np.asarray(part) for part in places)
+    return splits._replace(train=pool.take(training), validation=pool.take(held_out))
+
+
+def together(splits: data.Splits) -> data.Dataset:
+    """What is no test part."""
+    train, validation = splits.train, splits.validation
+    if validation is None:
+        return train
+    x, y = (np.concatenate(both) for both in zip(train.arrays, validation.arrays, strict=True))
+    return dataclasses.replace(train, x=x, y=y)
 
 
 def build_model(config: Settings, classes: int) -> Layer:

@@ -16,7 +16,7 @@ from nnkit.cli.search_best import print_best
 from nnkit.cli.search_live import Board, watched
 from nnkit.cli.search_place import Place, keep_settings, keep_trials, place_of, settings_of
 from nnkit.cli.search_program import Program
-from nnkit.cli.search_settings import SearchSettings, check_search, joined, record_of
+from nnkit.cli.search_settings import OfASearch, SearchSettings, check_search, joined, record_of
 from nnkit.cli.settings import resolved
 from nnkit.search.pruning import Pruner, median, successive_halving
 from nnkit.search.study import FILE, Study, begin_study, open_study
@@ -25,37 +25,30 @@ __all__ = ["Resume", "Search"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Search(SearchSettings):
-    """Search hyper-parameters: train with many settings, and record what each gives on the validation part.
-
-    Trials are drawn by --sampler from --space; every other setting of "nnkit train" is the same for all of them. The
-    test part is not touched but by "nnkit search retrain".
-
-    With --storage and --study the study is on a server or in a shared file, and any number of workers join it by
-    these two alone: they take the settings from the study.
-
-    Ctrl-C and SIGTERM keep every trial that has ended. Further commands, each with its own --help:
-
-    "nnkit search resume RUN" trains the trials that are missing, or more of them;
-
-    "nnkit search best RUN" shows the best trials, how sure that is, and the command that retrains one;
-
-    "nnkit search retrain RUN" leaves the run folder of a trial, tested once on the test part;
-
-    "nnkit search export RUN FILE" writes all trials to a .csv or .parquet file;
-
-    "nnkit search plot RUN" draws figures.
-    """
+class _OfAWorker(OfASearch):
+    """The same with what each worker has for itself."""
 
     workers: int | None = None
     """Threads of this process that train at the same time. [one a core; accelerators: one a device]"""
     max_time: float | None = None
     """Begin no more trials after so many seconds."""
     storage: str | None = None
-    """Where the study is: a SQLite file, journal:FILE for a shared folder, or postgresql://USER@HOST/NAME.
-    [study.db in the run's folder]"""
+    """Where the study is: a SQLite file, journal:FILE for a folder that machines share, or
+    postgresql://USER@HOST/NAME. [study.db in the search's folder]"""
     study: str | None = None
     """The study's name in --storage."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Search(SearchSettings, _OfAWorker):
+    """Search hyper-parameters: train with many settings, and record what each gives on the validation part.
+
+    Trials are drawn by --sampler from --space; every other setting of "nnkit train" is the same for all of them.
+    The test part is left alone: "nnkit search retrain" uses it, once. Ctrl-C and SIGTERM keep every trial that
+    has ended, and the last line says how to go on.
+
+    With --storage and --study any number of workers search together. Those that come later need these two alone.
+    """
 
     def __call__(self) -> int:
         given = SearchSettings(**{f.name: getattr(self, f.name) for f in dataclasses.fields(SearchSettings)})
@@ -160,6 +153,7 @@ def _asked(settings: SearchSettings) -> dict[str, Any]:
         "mode": "max" if settings.metric == "val_accuracy" else "min",
         "at": settings.at,
         "seeds": settings.seed_list,
+        "folds": settings.folds,
         "sampler": settings.sampler,
     }
 

@@ -46,10 +46,12 @@ class Retrain:
     """Which one. [the best]"""
     seed: int | None = None
     """With which seed; the parts of the data stay those of the search. [the first of the search]"""
+    fold: int | None = None
+    """Without which fold, where the search has folds. [0]"""
     study: str | None = None
     """The study's name, where a storage has several."""
     folder: Path | None = None
-    """Where the run goes. [trial-N-seed-S within the search's folder]"""
+    """Where the run goes. [trial-N-seedS within the search's folder]"""
     data_dir: Path | None = None
     """Where the data are now, if they have moved."""
     overwrite: bool = False
@@ -73,25 +75,32 @@ class Retrain:
         seed = trial.seeds[0] if self.seed is None else self.seed
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {seed}")
+        if self.fold is not None and settings.folds is None:
+            raise ValueError(f"--fold {self.fold} is of a search with folds, and this one has none")
+        if settings.folds is not None and not 0 <= (self.fold or 0) < settings.folds:
+            raise ValueError(f"fold must be from 0 to {settings.folds - 1}, got {self.fold}")
         program = Program(settings.config, study.space, pruned=settings.pruner is not None)
         return self._retrained(study, trial, seed, program, place)
 
     def _retrained(self, study: Study, trial: Trial, seed: int, program: Program, place: Place) -> int:
-        folder = self.folder or place.home / f"trial-{trial.number}-seed{seed}"
+        fold = None if study.folds is None else self.fold or 0
+        name = f"trial-{trial.number}-seed{seed}" + ("" if fold is None else f"-fold{fold}")
+        folder = self.folder or place.home / name
         # The seed of the settings is the split's, by which nnkit eval finds the same parts again.
-        one = dataclasses.replace(program.settings(trial.params), runs=folder.parent, name=folder.name)
+        own = {"runs": folder.parent, "name": folder.name, "fold": fold or 0}
+        one = dataclasses.replace(program.settings(trial.params), **own)
         changed: list[str] = []
 
         def test(trial: Trial) -> Mapping[str, float]:
             begun = time.monotonic()
-            ts, history = search.retrain(study, program.train_fn, trial.number, seed=seed)
+            ts, history = search.retrain(study, program.train_fn, trial.number, seed, fold=fold)
             seconds = time.monotonic() - begun
-            changed.extend(_compared(study, trial, seed, history))
+            changed.extend(_compared(study, trial, seed, fold, history))
             rows = list(_rows(history, program.trainer(one)[1]))
             train.write_metrics(folder, rows)
             train.append_records(folder, rows)
             _write_origin(folder, study, trial, seed, place)
-            outcome = leave(folder, program.network(one), ts, rows, program.parts, seconds)
+            outcome = leave(folder, program.network(one), ts, rows, program.parts(fold or 0), seconds)
             return {name: float(value) for name, value in outcome._asdict().items()}
 
         with _new_folder(folder, one, seed, self.overwrite):
@@ -113,7 +122,9 @@ def _new_folder(folder: Path, one: Settings, seed: int, overwrite: bool) -> Iter
             shutil.rmtree(folder)
 
 
-def _compared(study: Study, trial: Trial, seed: int, history: Mapping[str, np.ndarray]) -> list[str]:
+def _compared(
+    study: Study, trial: Trial, seed: int, fold: int | None, history: Mapping[str, np.ndarray]
+) -> list[str]:
     """Prints the number that was recorded and the one that came now; says what differs."""
     one = {name: np.asarray(a)[None] for name, a in history.items()}
     now = float(search.score(one, study.metric, study.at, study.mode)[0])
@@ -123,9 +134,10 @@ def _compared(study: Study, trial: Trial, seed: int, history: Mapping[str, np.nd
         )
         return []
     assert trial.values is not None
-    at = list(trial.seeds).index(seed)
+    at = (list(trial.seeds).index(seed), *(() if fold is None else (fold,)))
     before = float(trial.values[at])
-    print(f"{study.metric} {now!r}, recorded {before!r}")
+    of_fold = "" if fold is None else f" of fold {fold}"
+    print(f"{study.metric}{of_fold} {now!r}, recorded {before!r}")
     wrong = [name for name, a in one.items() if not _same(a[0], trial.history[name][at])]
     if not wrong:
         return []

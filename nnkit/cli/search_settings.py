@@ -11,39 +11,29 @@ from nnkit.cli.settings import Config, settings_from
 from nnkit.search.space import Space
 from nnkit.train.runs import plain
 
-__all__ = ["SearchSettings", "check_search", "joined", "of_record", "record_of"]
+__all__ = ["OfASearch", "SearchSettings", "check_search", "joined", "of_record", "record_of"]
 
 Sampler = Literal["random", "coarse-to-fine", "grid", "quasi-random", "tpe", "gp", "cma-es"]
 
 
 @dataclasses.dataclass(frozen=True)
-class SearchSettings(Config):
-    """A search, without what is of one worker alone. What is None is the default or, in a study that is there, its."""
+class OfASearch:
+    """What a search has beside the settings of its trainings. None is the default or, in a study that is there, its."""
 
-    guard: Literal["explain", "skip", "roll_back"] = "explain"
-    """Not of a search: a trial whose loss becomes inf or NaN is recorded as diverged, and never the best."""
-    checkpoint_every: int | None = None
-    """Not of a search: trials that are missing are trained by "nnkit search resume"."""
-    log: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
-    """Not of a search: its record is the study, which optuna-dashboard shows."""
-    repeats: int = 1
-    """Not of a search: --seeds trains each trial with several."""
-    seed: int = 0
-    """Decides the split, what is drawn, and the first of --seeds: same seed, same search, to the last bit."""
-    name: str | None = None
-    """The search's folder in --runs; by default data set, model and "search"."""
-    overwrite: bool = False
-    """Replace a search of the same name."""
     space: str | None = None
-    """What is searched: lr=log:1e-5:1,l2=log:1e-6:1e-2,width=int:16:256:log,optimizer=adam|sgd. Traced, so that all
-    trials share one program: learning_rate (or lr), decay, l1, l2, dropout, label_smoothing. With a program for each
-    value: batch_size, epochs, model, optimizer, hidden (64|128x64), or width and depth of equal hidden layers."""
+    """What is searched, as lr=log:1e-5:1,l2=uniform:0:0.01,width=int:16:256:log,optimizer=adam|sgd.
+    All values share one program of learning_rate (or lr), decay, l1, l2, dropout, label_smoothing;
+    each has a program of its own of batch_size, epochs, model, optimizer, hidden (64|128x64),
+    or width and depth of equal hidden layers."""
     trials: int | None = None
     """How many configurations are tried. [64]"""
     sampler: Sampler | None = None
     """How they are drawn. [random]"""
     seeds: int | None = None
     """Each is trained with so many seeds, from --seed up, the same for all. [1]"""
+    folds: int | None = None
+    """Cross-validation: all but the test part is cut into so many folds, and each trial trained without each of them.
+    [none: --validation is one part]"""
     metric: Literal["val_loss", "val_accuracy"] | None = None
     """What is best on the validation part. [val_loss]"""
     at: Literal["last", "best"] | None = None
@@ -53,8 +43,30 @@ class SearchSettings(Config):
     batch: int | None = None
     """How many trials are drawn and run together. [as many as the workers and the sampler want]"""
     members: Literal["exact", "mapped"] | None = None
-    """One training after another in each worker thread, bit for bit what it is alone, or all side by side, equal
-    to rounding. [exact on a CPU, mapped on an accelerator]"""
+    """One training after another in each thread, bit for bit what it is alone; or all side by side,
+    and equal to rounding. [exact on a CPU, mapped on an accelerator]"""
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchSettings(Config, OfASearch):
+    """A search, without what is of one worker alone."""
+
+    guard: Literal["explain", "skip", "roll_back"] = "explain"
+    """Not of a search: a trial whose loss becomes inf or NaN is recorded as diverged, and never the best."""
+    checkpoint_every: int | None = None
+    """Not of a search: trials that are missing are trained by "nnkit search resume"."""
+    log: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
+    """Not of a search: its record is the study, which optuna-dashboard shows."""
+    fold: int = 0
+    """Not of a search: every trial is trained on all of its --folds."""
+    repeats: int = 1
+    """Not of a search: --seeds trains each trial with several."""
+    seed: int = 0
+    """Decides the split, what is drawn, and the first of --seeds: same seed, same search, to the last bit."""
+    name: str | None = None
+    """The search's folder in --runs; by default data set, model and "search"."""
+    overwrite: bool = False
+    """Replace a search of the same name."""
 
     @property
     def config(self) -> Config:
@@ -74,6 +86,7 @@ _NOT_SEARCHING: dict[str, str] = {
     "guard": "a trial whose loss becomes inf or NaN is recorded as diverged",
     "checkpoint_every": "nnkit search resume trains the trials that are missing",
     "log": "its record is the study, which optuna-dashboard shows",
+    "fold": "every trial is trained on all of its --folds",
     "repeats": "--seeds trains each trial with several",
 }
 
@@ -93,6 +106,11 @@ def check_search(settings: SearchSettings) -> Space:
             raise ValueError(f"{name} must be at least 1, got {value}")
     if settings.seed < 0 or settings.seed_list[-1] >= 2**32:
         raise ValueError(f"seeds must be whole numbers from 0 to 2**32 - 1, got {settings.seed} and up")
+    if settings.folds is not None and settings.validation is not None:
+        raise ValueError(
+            f"--folds {settings.folds} shares out all but the test part, which leaves --validation "
+            f"{settings.validation:g} nothing to say: leave one of them out"
+        )
     if not settings.space:
         raise ValueError("a search needs --space, as lr=log:1e-5:1,l2=log:1e-6:1e-2")
     space = read_space(settings.space, settings.config)

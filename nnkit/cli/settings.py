@@ -55,6 +55,10 @@ class Config:
     """Share of each label that is spread over all classes. [0; digits 0.1]"""
     validation: float | None = None
     """Share of the examples held out for validation. [0.1 of the training set; digits 0.2]"""
+    folds: int | None = None
+    """Cut all but the test part into so many folds instead, of which one is for validation."""
+    fold: int = 0
+    """Which of the --folds, from 0 on."""
     test: float = 0.2
     """Share held out for the test, where a data set has no test set of its own."""
     stratify: bool = True
@@ -129,6 +133,7 @@ def resolved(config: Config) -> Settings:
     if settings.name:
         return settings
     name = f"{config.dataset.replace('/', '-')}-{config.model}-seed{config.seed}"
+    name += "" if config.folds is None else f"-fold{config.fold}"
     return dataclasses.replace(settings, name=name)
 
 

@@ -51,11 +51,12 @@ def train(config: Config) -> int:
     if config.repeats < 1:
         return refused(f"repeats must be at least 1, got {config.repeats}")
     network = full.model + (f" {full.hidden}" if full.hidden else "")
+    held_out = f"{full.validation:.0%}" if full.folds is None else f"fold {full.fold} of {full.folds}"
     network += f", dropout {full.dropout:g}" if full.dropout is not None else ""
     print(
         f"{full.dataset}, {network}: {full.epochs} epochs, batches of "
         f"{full.batch_size}, {full.optimizer} at {full.learning_rate:g} times {full.decay:g} an epoch, label "
-        f"smoothing {full.label_smoothing:g}, {full.validation:.0%} for validation",
+        f"smoothing {full.label_smoothing:g}, {held_out} for validation",
         flush=True,
     )
     for seed in range(config.seed, config.seed + config.repeats):

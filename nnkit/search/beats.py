@@ -66,7 +66,11 @@ class Beats:
     def start(self) -> None:
         # First the lock, then the beat that speaks of it: who is known and not locked is gone.
         self._presence = Presence(self._worker)
-        self._beat(ended=False)
+        try:
+            self._beat(ended=False)
+        except BaseException:
+            self._presence.close()
+            raise
         self._thread = threading.Thread(target=self._keep_on, name="nnkit search beats", daemon=True)
         self._thread.start()
 

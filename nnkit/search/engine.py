@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
-from nnkit.search.hparams import adapt
+from nnkit.search.compiled import Compiled, Programs, name_of
 from nnkit.search.pool import Workers
 from nnkit.search.preflight import check_seeds, check_training, how_to_run
-from nnkit.search.program import Program, Static, trace
+from nnkit.search.program import Program, Static
 from nnkit.search.segments import Segments
 from nnkit.search.space import Space, as_space
-from nnkit.search.training import Training
 from nnkit.train.preflight import whole
-from nnkit.types import Array, PyTree
+from nnkit.types import PyTree
 
 __all__ = ["Engine", "Finished"]
-
-_PROGRAMS = 128
-"""How many static groups keep their compiled programs; a search over widths may have hundreds."""
 
 
 class Finished(NamedTuple):
@@ -79,7 +74,8 @@ class Engine:
       seeds: the member with seed s gets ``jax.random.key(s)``; the same seeds for all trials.
       folds: how many; then ``train_fn`` is called with ``fold=`` too, an int32 from 0 on.
       members: "exact" or "mapped"; by default exact on a CPU, mapped on accelerators.
-      workers: how many threads, in exact mode; by default one for each core of a CPU, or each accelerator.
+      workers: how many threads, in exact mode; by default one for each core of a CPU, and at least one for
+        each device.
       devices: what to train on; by default the first CPU, or all accelerators.
 
     Raises:
@@ -109,11 +105,8 @@ class Engine:
         self.seeds = check_seeds(seeds)
         self.folds = None if folds is None else whole(folds, "folds", 2)
         self.members, self.workers, self.devices, self.choice = how_to_run(members, workers, devices)
-        self._call = adapt(train_fn, self.space.names, folds=folds is not None)
+        self._compiled = Compiled(train_fn, self.space, folds=folds is not None)
         self._keys = {seed: jax.random.key(seed) for seed in self.seeds}
-        self._programs: dict[Any, _Programs] = {}
-        self._data: dict[int, tuple[Any, Array]] = {}
-        self._lock = threading.Lock()
 
     def check(self, metric: str | None = None) -> None:
         """Looks for everything that can be wrong with the training function before anything is trained.
@@ -130,20 +123,19 @@ class Engine:
         """The program of the group that ``flat`` belongs to, traced; ``python`` are paths that are not."""
         static, numbers = self._split(flat)
         if not python:
-            return self._of(static, numbers).trace()
-        static = (*static, *((path, numbers.pop(path)) for path in python if path in numbers))
-        return trace(self._call, self.space, static, numbers, fold=self.folds is not None, shared=self._data)
+            return self._compiled.of(static, numbers).whole()
+        return self._compiled.trace(*_fixed(static, numbers, python))
 
     def segments(self, flat: Mapping[str, Any]) -> Segments:
         """The executables of ``flat``'s group that take a member from epoch to epoch; for a :class:`Training`."""
-        return self._of(*self._split(flat)).segments()
+        return self._compiled.of(*self._split(flat)).segments()
 
     def groups(self, flats: Sequence[Mapping[str, Any]]) -> list[Group]:
         """The trials by the program they share, groups and trials in the order of the batch."""
         groups: dict[Any, Group] = {}
         for index, flat in enumerate(flats):
             static, numbers = self._split(flat)
-            group = groups.setdefault(_name(static, numbers), Group(static, [], []))
+            group = groups.setdefault(name_of(static, numbers), Group(static, [], []))
             group.indices.append(index)
             group.numbers.append(numbers)
         return list(groups.values())
@@ -176,17 +168,16 @@ class Engine:
           fold: from 0 on; with folds it is needed.
         """
         self._check_fold(fold)
+        check_seeds([seed])
         static, numbers = self._split(self.space.check(flat))
-        programs = self._of(static, numbers)
-        programs.trace()
-        with Workers(
-            1, self.devices[:1]
-        ) as workers:  # the main thread can be interrupted, which a compiled program cannot
+        programs = self._compiled.of(static, numbers)
+        programs.prepare("exact")
 
-            def train(seed: int, device: Any) -> Any:
-                result, history = programs.exact(device)(jax.random.key(seed), numbers, fold)
-                return result, workers.wait(history)
+        def train(seed: int, device: Any) -> tuple[PyTree, dict[str, Any]]:
+            return workers.wait(programs.exact(device)(jax.random.key(seed), numbers, fold))
 
+        # A thread of its own, since the main one could not be interrupted within a compiled program.
+        with Workers(1, self.devices[:1]) as workers:
             ((_, (result, history)),) = workers.map(train, [seed])
         return result, _host(history)
 
@@ -213,13 +204,21 @@ class Engine:
                     del parts[task.trial]
 
     def _in_turns(self, groups: list[Group]) -> Iterator[_Task]:
-        """Members of one group after another's, so that threads compile different programs at first."""
-        left = [self._tasks(group) for group in groups]
-        for turn in itertools.count():
-            left = [tasks for tasks in left if turn < len(tasks)]
-            if not left:
-                return
-            yield from (tasks[turn] for tasks in left)
+        """Members of several groups in turn, so that threads compile different programs at once.
+
+        A group is traced when one before it is through, so that of hundreds only a few are there at a time.
+        """
+        coming = (deque(self._tasks(group)) for group in groups)
+        some: deque[deque[_Task]] = deque()
+        while True:
+            tasks = next(coming, None) if len(some) < 2 * self.workers else None
+            if tasks is None:
+                if not some:
+                    return
+                tasks = some.popleft()
+            yield tasks.popleft()
+            if tasks:
+                some.append(tasks)
 
     def _mapped(self, groups: list[Group]) -> Iterator[Finished]:
         each = len(self.seeds) * (self.folds or 1)
@@ -252,8 +251,8 @@ class Engine:
 
     def _tasks(self, group: Group) -> list[_Task]:
         """The group's members, those of a trial together, and their program, traced."""
-        programs = self._of(group.static, group.numbers[0])
-        programs.trace()  # by the caller's thread, whose settings JAX keeps to that thread
+        programs = self._compiled.of(group.static, group.numbers[0])
+        programs.prepare(self.members)
         return [
             _Task(programs, numbers, index, seed, fold)
             for index, numbers in zip(group.indices, group.numbers, strict=True)
@@ -266,15 +265,6 @@ class Engine:
         whole = {path: self.space.dimensions[path].dtype.kind == "i" for path in numbers}
         return static, {path: int(n) if whole[path] else float(n) for path, n in numbers.items()}
 
-    def _of(self, static: Static, numbers: Mapping[str, Any]) -> _Programs:
-        name = _name(static, numbers)
-        with self._lock:
-            programs = self._programs.pop(name, None) or _Programs(self, static, numbers)
-            self._programs[name] = programs  # the one that was used last is the last to go
-            if len(self._programs) > _PROGRAMS:
-                del self._programs[next(iter(self._programs))]
-            return programs
-
     def _check_fold(self, fold: int | None) -> None:
         if self.folds is None and fold is not None:
             raise ValueError(f"retrain got fold={fold}, and the search has no folds: leave it out")
@@ -283,75 +273,17 @@ class Engine:
 
 
 class _Task(NamedTuple):
-    programs: _Programs
+    programs: Programs
     numbers: dict[str, Any]
     trial: int
     seed: int
     fold: int
 
 
-class _Programs:
-    """What was compiled for one group; each form once, by whichever thread needs it first."""
-
-    def __init__(self, engine: Engine, static: Static, numbers: Mapping[str, Any]):
-        self._engine, self._static, self._numbers = engine, static, numbers
-        self._lock = threading.Lock()
-        self._program: Program | None = None
-        self._segments: Segments | None = None
-        self._exact: dict[Any, Callable[..., Any]] = {}
-        self._mapped: dict[int, Callable[..., Any]] = {}
-
-    def trace(self) -> Program:
-        """Traces what will be compiled; returns the whole training."""
-        with self._lock:
-            if self._engine.members == "exact":
-                self._segmented()
-            return self._traced()
-
-    def segments(self) -> Segments:
-        with self._lock:
-            found = self._segmented()
-            assert found is not None
-            return found
-
-    def exact(self, device: Any) -> Callable[..., Any]:
-        with self._lock:
-            if device not in self._exact:
-                self._exact[device] = (self._segmented() or self._traced()).exact(device)
-            return self._exact[device]
-
-    def mapped(self, devices: Sequence[Any], members: int) -> tuple[int, Callable[..., Any]]:
-        """A program for at least so many members, and for how many."""
-        members = -(-members // len(devices)) * len(devices)
-        with self._lock:
-            # Computing up to twice as many is cheaper than compiling anew.
-            sizes = sorted(size for size in self._mapped if members <= size <= 2 * members)
-            if not sizes:
-                self._mapped[members] = self._traced().mapped(devices, members)
-            size = sizes[0] if sizes else members
-            return size, self._mapped[size]
-
-    def _segmented(self) -> Segments | None:
-        """What runs a Training in exact mode: the same executables as those that prune, for the same bits."""
-        e = self._engine
-        if self._segments is None and isinstance(e.train_fn, Training):
-            self._segments = Segments(
-                e.train_fn, e.space, self._static, self._numbers, fold=e.folds is not None, shared=e._data
-            )
-        return self._segments
-
-    def _traced(self) -> Program:
-        if self._program is None:
-            e = self._engine
-            self._program = trace(
-                e._call, e.space, self._static, self._numbers, fold=e.folds is not None, shared=e._data
-            )
-        return self._program
-
-
-def _name(static: Static, numbers: Mapping[str, Any]) -> Any:
-    """What tells groups apart; True is not 1, and 1 is not 1.0."""
-    return tuple((path, type(value), value) for path, value in static), tuple(numbers)
+def _fixed(static: Static, numbers: dict[str, Any], python: frozenset[str]) -> tuple[Static, dict[str, Any]]:
+    """``static`` and ``numbers`` with those of ``python`` among the static ones."""
+    taken = tuple((path, number) for path, number in numbers.items() if path in python)
+    return (*static, *taken), {path: number for path, number in numbers.items() if path not in python}
 
 
 def _host(history: Mapping[str, Any]) -> dict[str, np.ndarray]:

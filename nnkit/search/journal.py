@@ -4,13 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from typing import Any, BinaryIO
 
+from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import get_lock_file
 from optuna.storages.journal._storage import JournalOperation
+from optuna.trial import TrialState
 
-__all__ = ["WholeLines"]
+__all__ = ["Journal", "WholeLines"]
+
+
+class Journal(JournalStorage):
+    """Optuna's storage on a journal, which does not take a claim of long ago for one of now.
+
+    Whether a claim was the first one Optuna reads off the trial that this thread had last. A worker that was
+    taken for dead and claims the same trial anew would be told yes, even if another one was faster.
+    """
+
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        result = self._replay_result
+        result._worker_id_to_owned_trial_id.pop(result.worker_id, None)
+        return super().set_trial_state_values(trial_id, state, values)
 
 
 class WholeLines(JournalFileBackend):

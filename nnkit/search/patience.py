@@ -19,7 +19,9 @@ def patient(storage: BaseStorage, *, seconds: float = 60.0) -> BaseStorage:
     """``storage``, whose calls wait for a server that is away: each is tried again for some ``seconds``.
 
     What is tried again is what a lost connection, a restarting server, a deadlock or a busy file has ended;
-    all other errors pass at once. A call whose answer was lost may have been done, and is then done twice: a
+    all other errors pass at once, those of the database in one line.
+
+    A call whose answer was lost may have been done, and is then done twice: a
     trial that was created so has an owner who finds it (:class:`nnkit.search.Lease`), all others set something
     to what it was set to.
 
@@ -29,6 +31,7 @@ def patient(storage: BaseStorage, *, seconds: float = 60.0) -> BaseStorage:
 
     Raises:
       ConnectionError: at a call, when the storage has not answered for so long.
+      OSError: at a call, when it refuses: its disk is full, or it may only be read.
 
     >>> import optuna
     >>> storage = patient(optuna.storages.InMemoryStorage())
@@ -58,7 +61,11 @@ def _patiently(name: str) -> Callable[..., Any]:
                 return method(*args, **kwargs)
             except Exception as error:
                 if not _passes_by_itself(error):
-                    raise
+                    if not _refuses(error):
+                        raise
+                    raise OSError(
+                        f"the study's storage refuses: {_innermost(error)}; what was told before is kept"
+                    ) from error
                 waited = time.monotonic() - began
                 if waited + pause > self.seconds:
                     raise ConnectionError(
@@ -125,6 +132,14 @@ def _passes_by_itself(error: BaseException) -> bool:
 
 
 _OF_NETWORK_FILES = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.ENOLCK}
+
+
+def _refuses(error: BaseException) -> bool:
+    """Whether it is the database or the file that could not do it, and not that nobody should have asked."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy import exc
+
+    return isinstance(error, StorageInternalError | exc.SQLAlchemyError | OSError)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -25,7 +25,9 @@ _SETTINGS: dict[str, Callable[[Any], Any]] = {
     "jax_numpy_dtype_promotion": jax.numpy_dtype_promotion,
     "jax_default_matmul_precision": jax.default_matmul_precision,
     "jax_default_prng_impl": jax.default_prng_impl,
+    "jax_threefry_partitionable": jax.threefry_partitionable,
 }
+_AHEAD = 32  # items a thread: whoever takes the results may need as long for one as 32 items take
 _PATIENCE = 5.0  # seconds; a thread that compiles cannot be interrupted, and rarely takes longer
 
 
@@ -80,9 +82,10 @@ class Workers:
     def map(self, f: Callable[[Item, Any], Result], items: Iterable[Item]) -> Iterator[tuple[int, Result]]:
         """``(index, f(item, device))`` of each item as they are done; the items begin in their order.
 
+        An item is taken from ``items`` when it will soon be its turn, by the thread that takes the results.
+
         Raises:
-          Whatever ``f`` raises first; the items that have not begun are dropped then, as they are where the
-          iterator is closed.
+          Whatever ``f`` raises first; no thread begins another item then, nor where the iterator is closed.
         """
         if not self._threads or self._closed.is_set():
             raise RuntimeError("no threads are there: write with Workers(n) as workers: workers.map(...)")
@@ -91,7 +94,7 @@ class Workers:
     def _mapped(self, f: Callable[[Any, Any], Any], items: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         done: queue.SimpleQueue[Any] = queue.SimpleQueue()
         over = threading.Event()
-        running = 0
+        running, most = 0, _AHEAD * self.n
 
         def next_one() -> tuple[int, Any]:
             nonlocal running
@@ -105,7 +108,7 @@ class Workers:
             for index, item in enumerate(items):
                 self._tasks.put((f, index, item, done, over))
                 running += 1
-                while not done.empty():  # an item may take its time to be made
+                while running >= most or not done.empty():  # an item may take its time to be made
                     yield next_one()
             while running:
                 yield next_one()
@@ -139,6 +142,7 @@ class Workers:
             except _Closed:
                 return
             except BaseException as error:
+                over.set()  # by whoever fails, since the caller may look much later
                 done.put((index, None, error))
 
 

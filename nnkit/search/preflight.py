@@ -6,12 +6,13 @@ import linecache
 import math
 import operator
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 
 import nnkit
@@ -61,7 +62,7 @@ def how_to_run(members: str | None, workers: int | None, devices: Sequence[Any] 
         return How(mode, 1, found, said)
     if on_cpu and devices is None:
         found = found[:1]
-    workers = workers or (available_cores() if on_cpu else len(found))
+    workers = workers or max(available_cores() if on_cpu else 1, len(found))
     threads = "1 thread calls" if workers == 1 else f"{workers} threads call"
     why = "as asked"
     if members is None:
@@ -83,8 +84,10 @@ def check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
         raise TypeError(f"seeds must be a list of whole numbers, got {seeds!r}: write seeds=range(3)")
     found = []
     for seed in seeds:
-        if isinstance(seed, bool | np.bool_) or not isinstance(seed, int | np.integer) or seed < 0:
-            raise TypeError(f"seeds must be whole numbers of at least 0, got {seed!r}")
+        if isinstance(seed, bool | np.bool_) or not isinstance(seed, int | np.integer):
+            raise TypeError(f"seeds must be whole numbers, got {seed!r}")
+        if not 0 <= seed < 2**32:  # jax.random.key takes a seed's last 32 bits: 2**32 would be 0 again
+            raise ValueError(f"seeds must be from 0 to 2**32 - 1, got {seed}")
         if seed in found:
             raise ValueError(f"seeds has {seed} twice: its members would be the same training")
         found.append(operator.index(seed))
@@ -114,6 +117,8 @@ def check_training(space: Space, trace: Trace, metric: str | None) -> None:
 
 
 def _devices(devices: Sequence[Any] | None) -> list[Any]:
+    if isinstance(devices, str) or not isinstance(devices, Iterable | None):
+        raise TypeError(f"devices must be a list of devices of JAX, got {devices!r}: write jax.devices()[:1]")
     found = list(jax.local_devices() if devices is None else devices)
     if not found:
         raise ValueError("devices is empty: leave it out, or pass some of jax.devices()")
@@ -156,7 +161,7 @@ def _others(space: Space, fixed: list[dict[str, Any]], unread: set[str]) -> Iter
         for path, value in flat.items():
             d = space.dimensions[path]
             if d.static and path not in kinds and not path.endswith("/kind") and not unread.isdisjoint(flat):
-                for other in d.grid(len(d.options or "ab")):
+                for other in d.grid(len(d.options) if d.options else 2):
                     if other != value:
                         yield _example(space, {**kinds, path: other})
 
@@ -217,11 +222,12 @@ def _reason(error: Exception) -> str:
         why = f"{type(error).__name__}: {first[0].rstrip('.') if first else 'without a word'}"
         if "Shapes must be" in why:
             why = "it is the size of an array"
-    ours = [str(Path(module.__file__ or "").parent) for module in (jax, np, nnkit)]
+    ours = [Path(module.__file__ or "").parent for module in (jax, jaxlib, np, nnkit)]
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not any(frame.filename.startswith(folder) for folder in ours) and "<" not in frame.filename
+        if not any(Path(frame.filename).is_relative_to(folder) for folder in ours)
+        and "<" not in frame.filename
     ]
     if not frames:
         return why

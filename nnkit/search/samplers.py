@@ -144,9 +144,10 @@ def _gp(space: Space, seed: int, trials: int | None, batch: int | None) -> BaseS
     _need("torch", "the sampler 'gp' needs PyTorch: pip install 'nnkit[gp]'")
     from optuna.samplers import GPSampler
 
-    from nnkit.search.sampling import relative_draw
+    from nnkit.search.sampling import on_one_thread, relative_draw
 
-    return _drawn("gp", space, seed, relative_draw(space, lambda n: GPSampler(seed=n), seed, robust=True))
+    draw = relative_draw(space, lambda n: GPSampler(seed=n), seed, robust=True)
+    return _drawn("gp", space, seed, on_one_thread(draw))
 
 
 def _cma_es(space: Space, seed: int, trials: int | None, batch: int | None) -> BaseSampler:

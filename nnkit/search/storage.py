@@ -143,12 +143,11 @@ def _journal(text: str) -> BaseStorage:
     if not text:
         raise ValueError("storage='journal:' names no file: write 'journal:runs/study.log'")
     _check_file(path, "a journal of Optuna's", _is_journal)
-    from optuna.storages import JournalStorage
-
-    from nnkit.search.journal import WholeLines
+    from nnkit.search.journal import Journal, WholeLines
     from nnkit.search.locks import MachineLock
+    from nnkit.search.patience import patient
 
-    return JournalStorage(WholeLines(str(path), lock_obj=MachineLock(str(path))))
+    return patient(Journal(WholeLines(str(path), lock_obj=MachineLock(str(path)))))
 
 
 def _server(text: str) -> BaseStorage:

@@ -78,11 +78,13 @@ class CoarseToFine(DrawnSampler):
         of_round = [t for t in trials if t.number in noted and noted[t.number][0] == at]
         # Workers that begin a round at the same time may differ in what they have seen; the first one counts.
         window = noted[of_round[0].number][1]
-        if sum(t.state.is_finished() for t in of_round) < self.rules.points:
+        # One that was enqueued is no point of the round: each part of each scale is to have one.
+        drawn = {t.number for t in trials if t.number in noted and "fixed_params" not in t.system_attrs}
+        if sum(t.state.is_finished() for t in of_round if t.number in drawn) < self.rules.points:
             return at, window
         sign = 1.0 if study.direction == StudyDirection.MINIMIZE else -1.0
         tried = [
-            Tried(self._flat(t), _score(t, sign), noted[t.number][1] if t.number in noted else None)
+            Tried(self._flat(t), _score(t, sign), noted[t.number][1] if t.number in drawn else None)
             for t in trials
             if t.state.is_finished()
         ]

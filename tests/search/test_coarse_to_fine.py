@@ -266,6 +266,37 @@ def test_a_point_that_was_enqueued_is_learnt_from_and_shifts_no_draw():
     assert windows[0].window == moved_windows[0].window
 
 
+@pytest.mark.parametrize("batch", [1, 4, 9])
+def test_a_round_with_an_enqueued_trial_has_all_its_points(batch):
+    # Fails where what was enqueued counts: the round then ends before each part of the scale was tried.
+    sampler = search.coarse_to_fine(RATE, points=8)
+    study = begun(sampler)
+    study.enqueue_trial({"lr": 0.5})
+    flats = go(study, RATE, bowl(RATE, 0.2), 10, batch)
+    parts = [int(8 * RATE.dimensions["lr"].position(flat["lr"])) for flat in flats[1:9]]
+    assert sorted(parts) == list(range(8))
+    assert flats[0]["lr"] == 0.5
+    if batch != 4:  # of fours, twelve are asked for before the ninth is told
+        assert len(sampler.windows(study)) == 2
+
+
+def test_what_was_pruned_is_done_and_never_the_best():
+    sampler = search.coarse_to_fine(RATE, points=8)
+    study = begun(sampler)
+    for _ in range(4):
+        for trial in [study.ask() for _ in range(8)]:
+            rate = RATE.suggest(trial)["lr"]
+            if rate > 1e-3:
+                trial.report(-1.0, 1)
+                study.tell(trial, state=optuna.trial.TrialState.PRUNED)  # its value is the one reported
+            else:
+                study.tell(trial, bowl(RATE, 0.3)({"lr": rate}))
+    assert [len(round_.trials) for round_ in sampler.windows(study)] == 4 * [8]
+    low, high = map(RATE.dimensions["lr"].position, sampler.window(study)["lr"])
+    assert low < 0.3 < high
+    assert high - low == pytest.approx(0.5**4)
+
+
 def test_whole_numbers_are_found_and_their_neighbours_stay_in_sight():
     space = search.as_space({"n": search.integer(1, 200), "lr": search.log_uniform(1e-4, 1)})
     sampler = search.coarse_to_fine(space, points=12)

@@ -77,7 +77,23 @@ def test_the_first_error_is_raised_and_the_rest_is_dropped():
             list(workers.map(f, range(1000)))
         # The threads are there for more.
         assert list(workers.map(f, [7])) == [(0, 7)]
-    assert len(begun) < 1000
+    # Were it for the caller to say so, a thread would begin more items before the caller has looked.
+    assert begun == [0, 1, 2, 7]
+
+
+def test_items_are_taken_when_it_is_their_turn():
+    taken, done = [], []
+
+    def items():
+        for i in range(1000):
+            taken.append(i)
+            assert len(taken) - len(done) <= 2 * 32
+            yield i
+
+    with Workers(2) as workers:
+        for index, _ in workers.map(lambda item, _: item, items()):
+            done.append(index)
+    assert sorted(done) == taken == list(range(1000))
 
 
 def test_an_iterator_that_is_closed_drops_what_has_not_begun():
@@ -117,11 +133,16 @@ def test_items_are_made_by_the_caller_while_threads_work():
 
 def test_threads_have_the_settings_of_whoever_opens_them():
     def f(item, device):
-        return jnp.asarray(0.1).dtype, jax.config.jax_numpy_dtype_promotion
+        drawn = jax.random.bits(jax.random.key(0), (3,)).tolist()
+        return jnp.asarray(0.1).dtype, jax.config.jax_numpy_dtype_promotion, drawn
 
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"), Workers(1) as workers:
-        ((_, found),) = workers.map(f, [0])
-    assert found == (jnp.float64, "standard")
+    here = f(0, None)
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"), jax.threefry_partitionable(False):
+        there = f(0, None)
+        with Workers(1) as workers:
+            ((_, found),) = workers.map(f, [0])
+    assert found == there == (jnp.float64, "standard", there[2])
+    assert there[2] != here[2]
 
 
 def test_left_by_an_error_nobody_waits_for_the_device():
@@ -169,7 +190,11 @@ with search.Workers(2) as workers:
 
 def test_ctrl_c_ends_the_process_though_the_devices_compute_on():
     process = subprocess.Popen(
-        [sys.executable, "-c", LONG], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ}
+        [sys.executable, "-c", LONG],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ},
     )
     try:
         assert process.stdout is not None

@@ -12,6 +12,7 @@ import optuna
 import pytest
 
 from nnkit import search
+from nnkit.search import sampling
 from nnkit.search.samplers import SAMPLERS
 
 RATE = search.as_space({"lr": search.log_uniform(1e-5, 1.0)})
@@ -35,6 +36,7 @@ MIXED = search.as_space(
         "fixed": search.choice([3]),
     }
 )
+RANDOM_3 = []
 QUICK = [name for name in SAMPLERS if name != "gp"]
 BLIND = ["random", "quasi-random", "grid"]
 
@@ -113,16 +115,26 @@ def test_workers_that_share_a_study_draw_what_one_draws(name):
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_what_was_enqueued_shifts_no_draw(name):
+def test_what_was_enqueued_is_kept_and_shifts_no_draw(name):
     space = space_for(name)
     alone = go(begun(name, space), space, 4)
     study = begun(name, space)
-    study.enqueue_trial({"lr": 0.1, "optimizer/kind": "adam"})
-    flats = go(study, space, 5)
-    space.check(flats[0])
-    assert flats[0]["lr"] == 0.1
-    assert flats[0].get("optimizer/kind", "adam") == "adam"
-    assert flats[1:] == alone
+    kinds = ["sgd", "sgd", "adam", "adam"]  # of which some are not what would have been drawn
+    for kind in kinds:
+        study.enqueue_trial({"lr": 0.1, "optimizer/kind": kind})
+    flats = go(study, space, 8)
+    for flat, kind in zip(flats[:4], kinds, strict=True):
+        assert space.check(flat) == flat
+        assert flat["lr"] == 0.1
+        assert flat.get("optimizer/kind", kind) == kind
+    assert flats[4:] == alone
+
+
+def test_what_is_drawn_is_the_same_in_every_process():
+    # Fails where Python's own hash of a name is in it, which is another in each process.
+    space = search.as_space({"lr": search.uniform(0, 1), "model": {"width": search.uniform(0, 1)}})
+    drawn = go(begun("random", space, seed=3), space, 2)
+    assert drawn == RANDOM_3
 
 
 @pytest.mark.parametrize("name", ["tpe", "cma-es", "coarse-to-fine"])
@@ -281,12 +293,15 @@ def test_a_function_of_a_seed_is_called_for_each_trial():
     storage = search.open_storage()
     halves = [go(begun(make, MIXED, storage), MIXED, 12, 4) for _ in range(2)]
     assert halves[0] + halves[1] == flats
-    # Drawn one by one, and not from the same random number.
-    first = flats[0]
-    assert MIXED.dimensions["lr"].position(first["lr"]) != pytest.approx(
-        MIXED.dimensions["optimizer/sgd/momentum"].position(first.get("optimizer/sgd/momentum", 0)), abs=1e-6
-    )
     assert len({flat["lr"] for flat in flats}) == 24
+
+
+def test_what_a_function_makes_draws_each_value_by_itself():
+    # Fails where it is made anew for each value: both would be its first random number.
+    space = search.as_space({"x": search.uniform(0, 1), "y": search.uniform(0, 1)})
+    flats = go(begun(lambda seed: optuna.samplers.RandomSampler(seed=seed), space), space, 6)
+    assert all(flat["x"] != flat["y"] for flat in flats)
+    assert len({value for flat in flats for value in flat.values()}) == 12
 
 
 def test_a_sampler_of_optunas_is_taken_as_it_is():
@@ -366,11 +381,45 @@ def test_a_package_that_is_missing_is_one_line(monkeypatch, name, package, messa
         search.make_sampler(name, NUMBERS)
 
 
-def test_cma_es_has_a_generation_as_large_as_a_batch():
-    study = begun("cma-es", NUMBERS, batch=16)
-    go(study, NUMBERS, 64, 16)
-    generations = Counter(trial.system_attrs.get("cma:generation") for trial in study.trials)
-    assert generations == {None: 16, 0: 16, 1: 16, 2: 16}  # the first ones are random
+@pytest.mark.parametrize(("batch", "generation"), [(None, 7), (4, 7), (16, 16)])
+def test_cma_es_has_a_generation_as_large_as_a_batch(monkeypatch, batch, generation):
+    made, original = [], optuna.samplers.CmaEsSampler
+
+    def noted(**options):
+        made.append(options["popsize"])
+        return original(**options)
+
+    monkeypatch.setattr(optuna.samplers, "CmaEsSampler", noted)
+    go(begun("cma-es", NUMBERS, batch=batch), NUMBERS, 3)
+    assert made == 3 * [generation]
+
+
+# What Optuna's samplers see of a study
+
+
+def test_a_model_sees_the_trials_with_its_parameters_and_no_infinite_value():
+    kinds = {"sgd": {"momentum": search.uniform(0, 1)}, "adam": {}}
+    space = search.as_space({"optimizer": search.conditional(kinds)})
+    for direction, sign in (("minimize", 1), ("maximize", -1)):
+        study = optuna.create_study(direction=direction)
+        given = [("sgd", 1.0), ("adam", 2.0), ("sgd", math.inf), ("sgd", 3.0), ("sgd", 1e6), ("sgd", 2.0)]
+        for kind, value in given:
+            params = {"optimizer/kind": kind} | ({"optimizer/sgd/momentum": 0.5} if kind == "sgd" else {})
+            known = {path: space.dimensions[path].distribution() for path in params}
+            stored = {path: space.dimensions[path].stored(value) for path, value in params.items()}
+            study.add_trial(
+                optuna.create_trial(params=stored, distributions=known, value=sign * value)
+            )
+
+        def seen(paths, robust, study=study, sign=sign):
+            found = sampling._Seen(study, paths, robust=robust).get_trials()
+            return [sign * trial.value for trial in found]
+
+        assert seen(["optimizer/kind"], False) == [1, 2, 1e6, 3, 1e6, 2]
+        assert seen(["optimizer/kind", "optimizer/sgd/momentum"], False) == [1, 1e6, 3, 1e6, 2]
+        # Quartiles of 1, 2, 2, 3, 1e6 are 2 and 3, and the fence is 1.5 times their distance beyond.
+        assert seen(["optimizer/kind"], True) == [1, 2, 4.5, 3, 4.5, 2]
+        assert [t.value for t in study.trials] == [sign * value for _, value in given]
 
 
 # Gaussian processes: a second for each draw
