@@ -209,7 +209,7 @@ def _members(task: Task, mode: str, rounds: int) -> dict[str, Any]:
     """All trials of the task in one program of the Engine's, without peers."""
     ours = Nnkit(task, members=mode)
     begun = time.perf_counter()
-    ours.run(task.trials)
+    losses = ours.run(task.trials)
     first = time.perf_counter() - begun
     seconds = []
     for _ in range(rounds):

@@ -32,7 +32,7 @@ class _Flax:
 
     def loss(self, params: Any, x: Any, y: Any) -> Any:
         logits = self.model.apply({"params": params}, x, train=True)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+        return optax.softmax_cross_entropy_with_integer_labels(jnp.asarray(logits), y).mean()
 
     def update(self, params: Any, state: Any, x: Any, y: Any, rate: Any, decay: Any) -> Any:
         """One step; ``(parameters, optimizer state), loss``."""
@@ -93,7 +93,8 @@ class Scanned(_Flax):
         @jax.jit
         def trained(params: Any, orders: Any, rate: Any, decay: Any, x: Any, y: Any, *held: Any) -> Any:
             def step(carry: Any, rows: Any) -> Any:
-                return self.update(*carry, x[rows], y[rows], rate, decay)
+                params, state = carry
+                return self.update(params, state, x[rows], y[rows], rate, decay)
 
             def epoch(carry: Any, order: Any) -> Any:
                 carry, losses = jax.lax.scan(step, carry, order)
@@ -124,7 +125,7 @@ class PyTorch:
         self.label = "PyTorch, {} thread{}, {}".format(self.form[0], "s" * (self.form[0] > 1), self.form[1])
 
     def fastest(self) -> tuple[int, str]:
-        """Of all forms that which trains a few epochs in the least time; the least of three, for other programs' sake."""
+        """Of all forms that which trains a few epochs fastest; each is tried three times, for other programs' sake."""
 
         def seconds(form: tuple[int, str]) -> float:
             torch.set_num_threads(form[0])

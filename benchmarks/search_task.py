@@ -67,7 +67,7 @@ class Task:
     @functools.cached_property
     def trials(self) -> list[Trial]:
         """Every rate with every decay."""
-        rates = self.space.dimensions["lr"].grid(self.rates)
+        rates: list[Any] = self.space.dimensions["lr"].grid(self.rates)
         return [(float(rate), decay) for rate in rates for decay in self.decays]
 
     @functools.cached_property
@@ -132,7 +132,7 @@ class Nnkit:
         finished = sorted(self.engine.run([{"lr": rate, "decay": decay} for rate, decay in trials]))
         return np.stack([_losses(found.history) for found in finished])
 
-    def sweep(self, callback: Callable[[str, Any], None] = lambda event, view: None) -> np.ndarray:
+    def sweep(self, callback: Callable[[str, Any], Any] = lambda event, view: None) -> np.ndarray:
         """``search.sweep`` over all trials, in memory; its results in the trials' order."""
         task = self.task
         study = search.sweep(
@@ -163,6 +163,7 @@ def digits(dtype: Any = np.float32, **changes: Any) -> Task:
     ((1438, 64), (359, 64), 22, 64, (20, 22, 64))
     """
     parts = data.split(data.load("digits").train, (0.8, 0.2, 0.0), seed=0)
+    assert parts.validation is not None
     (x, y), (held_x, held_y) = (part.arrays for part in (parts.train, parts.validation))
     flat: Callable[[Any], np.ndarray] = lambda images: (images.reshape(len(images), -1) / 16).astype(dtype)
     return Task(flat(x), y.astype(np.int32), flat(held_x), held_y.astype(np.int32), **changes)

@@ -83,7 +83,7 @@ def folded(splits: data.Splits, config: Settings) -> data.Splits:
     """The parts of one fold: the others of the training and validation part, itself, and the test part."""
     assert config.folds is not None
     pool = together(splits)
-    labels = pool.y if config.stratify else None
+    labels: Any = pool.y if config.stratify else None
     places = fold_of(np.arange(len(pool)), config.fold, config.folds, seed=config.seed, labels=labels)
     training, held_out = (np.asarray(part) for part in places)
     return splits._replace(train=pool.take(training), validation=pool.take(held_out))

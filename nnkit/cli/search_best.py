@@ -22,7 +22,7 @@ __all__ = ["Best", "SearchExport", "SearchPlot", "print_best"]
 
 @dataclasses.dataclass(frozen=True)
 class Best:
-    """The best trials of a search, with intervals over their seeds, and the command that retrains the best.
+    """The best trials of a search, with intervals over their seeds, and the command that retrains and tests the best.
 
     It warns where the best value of a hyper-parameter lies at an end of its range.
     """
@@ -115,5 +115,5 @@ def print_best(study: Study, place: Place, top: int) -> int:
     for test in (tests := final_tests(study)):
         print(f"tested: {test}")
     words = ["nnkit", "search", "retrain", *place.words, "--trial", str(ranking[0].trial.number)]
-    print(f"retrain it with: {shlex.join([*words, *(['--again'] if tests else [])])}")
+    print(f"retrain and test it with: {shlex.join([*words, *(['--again'] if tests else [])])}")
     return 0

@@ -125,7 +125,7 @@ class Comparison:
         if self.differences.size == 1:
             return (
                 f"{between} differ by {mean:.4g} in {self.metric} on the one seed they were trained with, which "
-                "cannot tell a difference from luck: search again with seeds=5"
+                "cannot tell a difference from luck: search again with 5 seeds"
             )
         how = (
             f"{len(self.seeds)} seeds"
@@ -238,11 +238,11 @@ def _settings(params: dict[str, Any]) -> str:
 
 def _note(rows: list[Ranked]) -> str:
     if any(math.isnan(row.interval.low) for row in rows):
-        return "One seed a trial: nothing here tells luck from merit. Search again with seeds=5."
+        return "One seed a trial: nothing here tells luck from merit. Search again with 5 seeds."
     level = sum(row.level for row in rows[1:])
     said = (
         f"{level} of the {len(rows) - 1} others cannot be told from the first by these seeds.\n"
         if level
         else ""
     )
-    return f"{said}The best of many owes some of its lead to luck: report what search.final_test gives."
+    return f"{said}The best of many owes some of its lead to luck: report what the final test gives."

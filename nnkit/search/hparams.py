@@ -216,7 +216,7 @@ def _flatten(node: Hparams) -> tuple[list[tuple[Any, Any]], Any]:
             children.append((jax.tree_util.DictKey("/".join(names)), value))
             structure.append((names,))
         else:
-            structure.append((names, value))
+            structure.append((names, repr(value), value))  # to jit 1, 1.0 and True would be the same
     return children, tuple(structure)
 
 
@@ -227,7 +227,7 @@ def _unflatten(structure: Any, children: Any) -> Hparams:
         at = values
         for name in names[:-1]:
             at = at.setdefault(name, {})
-        at[names[-1]] = static[0] if static else next(left)
+        at[names[-1]] = static[1] if static else next(left)
     return Hparams(values, traced=[names for names, *static in structure if not static])
 
 

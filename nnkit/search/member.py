@@ -68,7 +68,9 @@ def history_of(member: Member) -> dict[str, Array]:
         return rows if jnp.issubdtype(rows.dtype, jnp.inexact) else rows[last]
 
     history = {name: filled(rows) for name, rows in member.history.items()}
-    return {"epoch": jnp.arange(1, epochs + 1, dtype=jnp.int32)} | history
+    number = jnp.arange(1, epochs + 1, dtype=jnp.int32)
+    # Without steps it is by this that one sees in which epochs it was trained.
+    return {"epoch": number if "step" in history else jnp.minimum(number, member.had)} | history
 
 
 def _room(row: dict[str, Any], epochs: int) -> dict[str, Array]:

@@ -36,7 +36,8 @@ class Workers:
 
     A context manager. Left by an exception, Ctrl-C's among them, it drops what has not begun and does not
     wait for what the devices still compute: a compiled program cannot be stopped, and a thread that waits
-    for one within XLA would hold up the end of the process, or abort it. So threads wait by :meth:`wait`.
+    for one within XLA would hold up the end of the process, or abort it. So threads wait by :meth:`wait`. The
+    process itself ends when its devices are done with what they have begun, one item a thread.
 
     Args:
       n: how many threads.
@@ -98,7 +99,11 @@ class Workers:
 
         def next_one() -> tuple[int, Any]:
             nonlocal running
-            index, result, error = done.get()
+            while True:
+                # Ctrl-C may reach another thread first, which does not wake up this one.
+                with contextlib.suppress(queue.Empty):
+                    index, result, error = done.get(timeout=0.1)
+                    break
             running -= 1
             if error is not None:
                 raise error
@@ -119,7 +124,9 @@ class Workers:
         """``arrays`` once they are computed; ends the thread's item where the workers were closed meanwhile."""
         begun = time.monotonic()
         for leaf in jax.tree.leaves(arrays):
-            while not leaf.is_ready():
+            if isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                leaf = jax.random.key_data(leaf)  # keys cannot be asked
+            while not leaf.is_ready():  # pyright: ignore[reportAttributeAccessIssue]
                 if self._closed.is_set():
                     raise _Closed
                 # A hundredth of what went by, so that waiting adds some half a percent.

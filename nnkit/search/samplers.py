@@ -79,7 +79,7 @@ def make_sampler(
         return SAMPLERS[sampler](space, seed, trials, batch)
     kind = optuna.samplers.BaseSampler
     if isinstance(sampler, kind):
-        return sampler
+        return sampler  # pyright: ignore[reportReturnType]
     # A class takes the seed by name alone, so it is not the function that is meant.
     if not callable(sampler) or isinstance(sampler, type):
         raise TypeError(

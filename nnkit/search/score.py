@@ -28,7 +28,7 @@ def score(
       history: arrays (seeds, [folds,] epochs), or (seeds, [folds]) of what is no curve.
       metric: its name.
       at: "last", after the last epoch that was trained; "best", of the best of them, NaN and inf left aside.
-        An epoch was trained if ``step`` went on in it, where the history has steps.
+        An epoch was trained if ``step`` went on in it, or ``epoch`` where the history has no steps.
       mode: whether a low or a high value is the best.
       axes: how many axes number the members: 1, with folds 2.
       stopped: the epochs that were trained where a pruner stopped the trial.
@@ -99,9 +99,12 @@ def _first(bad: np.ndarray) -> list[Any]:
 def _trained(history: Mapping[str, Any], shape: tuple[int, ...], stopped: int | None) -> np.ndarray:
     """Which epochs each member was trained in, of ``shape``."""
     mask = np.ones(shape, dtype=bool)
-    step = history.get("step")
-    if step is not None and np.shape(step) == shape:
-        mask = np.diff(np.asarray(step, dtype=np.float64), axis=-1, prepend=0) > 0
+    count = history.get("step", history.get("epoch"))
+    if count is not None and np.shape(count) == shape:
+        count = np.asarray(count, dtype=np.float64)
+        mask = np.diff(count, axis=-1, prepend=-1) > 0
+        if "step" in history:  # all 0: no step was made; else they may be counted from 0 on
+            mask &= count[..., -1:] > 0
     if stopped is not None:
         mask = mask & (np.arange(shape[-1]) < stopped)
     return mask

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -124,12 +125,12 @@ class Space:
                 said.append(f"{path!r} is there and not here")
             elif path not in there.dimensions:
                 said.append(f"{path!r} is here and not there")
-            elif there.spec()[path] != here[path]:
+            elif _text(there.spec()[path]) != _text(here[path]):
                 said.append(_differing(path, there._rows[path], self._rows[path]))
         return "; ".join(said) or None
 
     def __eq__(self, other: Any) -> bool:
-        return isinstance(other, Space) and self.spec() == other.spec()
+        return isinstance(other, Space) and _text(self.spec()) == _text(other.spec())
 
     def __hash__(self) -> int:
         return hash(tuple(sorted(self.dimensions)))
@@ -278,6 +279,11 @@ def _suggested(trial: Any, path: str, dimension: Dimension) -> Any:
     if dimension.kind == "integer":
         return trial.suggest_int(path, dimension.low, dimension.high, step=dimension.step, log=dimension.log)
     return trial.suggest_float(path, dimension.low, dimension.high, step=dimension.step, log=dimension.log)
+
+
+def _text(spec: Any) -> str:
+    """By which specs are compared: to Python 1, 1.0 and True are equal."""
+    return json.dumps(spec)
 
 
 def _differing(path: str, there: _Row, here: _Row) -> str:

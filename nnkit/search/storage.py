@@ -241,7 +241,13 @@ def _is_sqlite(path: Path) -> bool:
 
 def _is_journal(path: Path) -> bool:
     with open(path, "rb") as file:
-        return file.read(1) in (b"", b"{")
+        begin = file.read(len(_JOURNAL))
+    # A writer that was killed may have left less than that; a user's own JSON would be cut off as a half line.
+    return _JOURNAL.startswith(begin)
+
+
+_JOURNAL = b'{"op_code":'
+"""How each line of Optuna's journals begins."""
 
 
 def _first_line(error: BaseException) -> str:

@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -141,7 +142,7 @@ def test_the_best_names_the_command_that_retrains_it_to_the_bit(copy, capsys):
     out = capsys.readouterr().out
     assert f"{copy}: 3 complete\n" in out
     assert "95% interval" in out
-    command = out.splitlines()[-1].removeprefix("retrain it with: ")
+    command = out.splitlines()[-1].removeprefix("retrain and test it with: ")
     assert command == f"nnkit search retrain {copy} --trial {best.number}"
     assert cli.main(shlex.split(command)[1:]) == 0
     out = capsys.readouterr().out
@@ -159,7 +160,6 @@ def test_the_best_names_the_command_that_retrains_it_to_the_bit(copy, capsys):
     config = train.read_config(run)
     assert (config["seed"], config["config"]["seed"], config["config"]["hidden"]) == (5, 5, [4])
     assert config["config"]["learning_rate"] == best.params["lr"]
-    assert cli.main(["eval", str(run)]) == 0
     # The test part was used once, and is used again only on demand.
     (tested,) = search.final_tests(search.open_study(copy))
     assert (tested.trial, tested.again) == (best.number, False)
@@ -198,7 +198,8 @@ def retrained(copy, monkeypatch):
     """Gives every retraining the recorded history, with what it is to be changed by."""
 
     def with_changes(**changes) -> None:
-        def retrain(study, train_fn, number, seed):
+        def retrain(study, train_fn, number, seed, fold):
+            assert fold is None
             trial = study.trials[number]
             at = trial.seeds.index(seed) if seed in trial.seeds else 0
             history = {name: np.asarray(a[at], np.float32) for name, a in trial.history.items()}
@@ -245,6 +246,11 @@ def test_rows_end_with_the_training():
         (3, 2, 0.2),
         (6, 1, 0.5),
     ]
+
+
+def test_a_fold_of_a_search_that_has_none(copy, capsys):
+    assert cli.main(["search", "retrain", str(copy), "--fold", "1"]) == 1
+    assert "--fold 1 is of a search with folds, and this one has none" in capsys.readouterr().err
 
 
 def test_a_retraining_that_fails_leaves_no_folder(copy, capsys, monkeypatch):
@@ -296,7 +302,7 @@ def test_workers_join_by_storage_and_name(quick, tmp_path, capsys, monkeypatch):
     assert cli.main(["search", *storage]) == 0
     out = capsys.readouterr().out
     assert "2 trials of 1 epochs" in out
-    assert f"retrain it with: nnkit search retrain {storage[1]} --study mine --trial " in out
+    assert f"retrain and test it with: nnkit search retrain {storage[1]} --study mine --trial " in out
     assert cli.main(["search", "best", storage[1]]) == 0
     assert not list(Path(tmp_path).glob("runs"))
 
@@ -331,6 +337,8 @@ def test_a_trial_that_diverges_is_never_the_best(tmp_path, capsys):
     [
         ["--pruner", "successive-halving", "--seeds", "2"],
         ["--members", "mapped"],
+        ["--folds", "3", "--seeds", "2"],
+        ["--folds", "3", "--pruner", "median"],
         ["--sampler", "coarse-to-fine", "--metric", "val_accuracy", "--at", "best", "--patience", "1"],
         ["--dropout", "0.1", "--optimizer", "momentum"],
     ],
@@ -346,9 +354,17 @@ def test_the_number_comes_back_however_it_was_searched(tmp_path, capsys, options
     if "mapped" in options:
         assert float(out.out.split(", recorded ")[0].split()[-1]) == pytest.approx(best.value, rel=1e-3)
     else:
-        assert f", recorded {float(best.values[0])!r}\n" in out.out
+        assert f", recorded {float(best.values.flat[0])!r}\n" in out.out
         assert out.err == ""
-    assert cli.main(["eval", str(run / f"trial-{best.number}-seed0")]) == 0
+    fold = "-fold0" if "--folds" in options else ""
+    assert cli.main(["eval", str(run / f"trial-{best.number}-seed0{fold}")]) == 0
+    if fold:
+        assert cli.main(["search", "retrain", str(run), "--fold", "2", "--seed", "0", "--again"]) == 0
+        value = float(best.values[0, 2])
+        assert f"val_loss of fold 2 {value!r}, recorded {value!r}\n" in capsys.readouterr().out
+        assert train.read_config(run / f"trial-{best.number}-seed0-fold2")["config"]["fold"] == 2
+        assert cli.main(["search", "retrain", str(run), "--fold", "3", "--again"]) == 1
+        assert "fold must be from 0 to 2, got 3" in capsys.readouterr().err
 
 
 def board(target: int = 8, **options) -> Board:
@@ -419,6 +435,10 @@ def test_the_time_left_is_that_of_the_trials_after_the_first(monkeypatch):
         ),
         (["search", *SPACE, "--dataset", "mnist", "--data-dir", "/nowhere"], "/nowhere"),
         (["search", *SPACE, "--workers", "0"], "workers"),
+        (
+            ["search", *SPACE, "--folds", "1"],
+            "needs from 2 folds to as many as there are examples (1438), got 1",
+        ),
         (["search", "best", "/nowhere"], "there is no study in '/nowhere'"),
         (["search", "resume", "/nowhere"], "there is no study in '/nowhere'"),
         (["search", "plot", "/nowhere"], "there is no study in '/nowhere'"),
@@ -441,6 +461,18 @@ def test_without_optuna(capsys, monkeypatch, tmp_path):
     assert cli.main(["search", *SMALL, *SPACE, "--runs", str(tmp_path)]) == 1
     assert capsys.readouterr().err == "error: nnkit.search needs Optuna: pip install 'nnkit[search]'\n"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_what_only_asks_for_help_does_not_load_what_a_search_needs():
+    """Optuna alone would take half as long again as everything else."""
+    code = (
+        "import contextlib, sys\nfrom nnkit import cli\n"
+        "with contextlib.suppress(SystemExit):\n    cli.main(['search', '--help'])\n"
+        "print(sorted({'optuna', 'scipy', 'sqlalchemy', 'sklearn', 'matplotlib', 'torch'} & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize("words", [[], ["resume"], ["best"], ["retrain"], ["export"], ["plot"]])

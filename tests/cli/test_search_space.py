@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from nnkit import data
 from nnkit.cli import search_program
-from nnkit.cli.recipe import build_model, build_trainer
+from nnkit.cli.recipe import build_model, build_trainer, load_splits, raw_splits, together
 from nnkit.cli.search_program import Program
 from nnkit.cli.search_settings import SearchSettings, check_search, joined, of_record, record_of
 from nnkit.cli.search_space import SEARCHED, read_space, settings_of_trial
@@ -129,6 +132,11 @@ def test_a_space_that_cannot_be_meant(text, message):
         ),
         ({"checkpoint_every": 5}, "a search has no --checkpoint-every: nnkit search resume trains"),
         ({"log": ("wandb",)}, "a search has no --log: its record is the study, which optuna-dashboard shows"),
+        ({"fold": 1}, "a search has no --fold: every trial is trained on all of its --folds"),
+        (
+            {"folds": 3, "validation": 0.1},
+            "--folds 3 shares out all but the test part, which leaves --validation 0.1",
+        ),
         ({"repeats": 2}, "a search has no --repeats: --seeds trains each trial with several"),
         ({"trials": 0}, "trials must be at least 1, got 0"),
         ({"seeds": 0}, "seeds must be at least 1, got 0"),
@@ -157,7 +165,7 @@ def test_label_smoothing_is_searched_by_accuracy():
 def test_settings_come_back_from_the_study_as_they_were():
     settings = SearchSettings(
         space="lr=log:1e-3:1", hidden=(8, 4), l2=1e-3, epochs=3, trials=5, seeds=2, metric="val_accuracy", at="best",
-        pruner="median", batch=4, members="mapped", sampler="tpe",
+        pruner="median", batch=4, members="mapped", sampler="tpe", folds=5,
     )  # fmt: skip
     assert of_record(record_of(settings)) == settings
     default = of_record(record_of(SearchSettings(space="lr=log:1e-3:1")))
@@ -192,6 +200,35 @@ def test_the_program_has_no_use_for_the_test_part(monkeypatch):
     program = Program(Config(hidden=(4,), epochs=2, batch_size=500), space)
     _, history = jax.eval_shape(program.train_fn, jax.random.key(0), {"lr": jnp.float32(0.1)})
     assert history["val_loss"].shape == (2,)
+
+
+def test_a_fold_in_the_program_is_that_of_a_run_with_it():
+    """What a trial is trained on is what "nnkit train --folds 4 --fold 2" is, and no other fold has its examples."""
+    config = Config(folds=4, seed=3, validation=0.3)
+    program = Program(config, read_space("lr=log:1e-3:1", Config()))
+    held_out = []
+    for fold in range(4):
+        splits = load_splits(resolved(dataclasses.replace(config, fold=fold)))
+        for standard in (splits, program.parts(fold)[1]):
+            found = jax.jit(program._of_fold)(jnp.int32(fold))
+            for (x, y), part in zip(found, (standard.train, standard.validation), strict=True):
+                np.testing.assert_allclose(x, part.x, rtol=1e-5, atol=1e-6)
+                np.testing.assert_array_equal(y, part.y)
+        held_out.append(raw_splits(resolved(dataclasses.replace(config, fold=fold))))
+    seen = np.concatenate([parts.validation.x for parts in held_out]).reshape(-1, 64)
+    pool = together(raw_splits(resolved(Config(seed=3, validation=0.3)))).x.reshape(-1, 64)
+    left_over = len(pool) % 4
+    assert len(seen) == len(pool) - left_over
+    assert len(np.unique(np.vstack([seen, pool]), axis=0)) == len(np.unique(pool, axis=0))
+    # The test part is the same with and without folds, and is in no fold.
+    test = raw_splits(resolved(Config(seed=3, validation=0.3))).test
+    for parts in held_out:
+        np.testing.assert_array_equal(parts.test.x, test.x)
+    assert resolved(Config(folds=4, fold=2)).name == "digits-mlp-seed0-fold2"
+    with pytest.raises(ValueError, match="--fold 2 is one of --folds, which are not given"):
+        raw_splits(resolved(Config(fold=2)))
+    with pytest.raises(ValueError, match="fold is 4 and must be from 0 to 3, the last of 4 folds"):
+        raw_splits(resolved(Config(folds=4, fold=4)))
 
 
 @pytest.mark.parametrize(

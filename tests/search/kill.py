@@ -162,7 +162,10 @@ def run(
         return Seen(seen.wrong, {"storage": kind, "seconds": round(took, 1)} | seen.numbers)
 
 
-_IMPORTED = ["nnkit.search.loop", "nnkit.search.patience", "nnkit.search.samplers", "nnkit.search.relational", "psycopg"]
+_IMPORTED = [
+    *(f"nnkit.search.{name}" for name in ("loop", "patience", "samplers", "relational")),
+    "psycopg",
+]
 
 
 class _Crowd:

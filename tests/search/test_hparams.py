@@ -184,3 +184,11 @@ def test_folds_are_handed_on():
 def test_other_signatures(train_fn, folds, text):
     with pytest.raises((TypeError, ValueError), match=text):
         call(train_fn, folds=folds)
+
+
+def test_to_jit_a_whole_number_is_not_a_float():
+    # Failed where 1, 1.0 and True were the same program.
+    half = jax.jit(lambda hparams: jnp.full((), hparams["n"] / 2 if isinstance(hparams["n"], float) else 7.0))
+    for value, wanted in ((1, 7.0), (1.0, 0.5), (True, 7.0)):
+        space = search.as_space({"n": search.choice([value])})
+        assert half(space.hparams((("n", value),), {})) == wanted

@@ -370,3 +370,10 @@ def test_a_space_as_text():
 def test_text_that_is_no_space(text, said):
     with pytest.raises((ValueError, TypeError), match=said):
         search.parse_space(text)
+
+
+def test_spaces_of_equal_numbers_of_other_types_differ():
+    # Failed where Python's equality of 1, 1.0 and True decided.
+    whole, half = (search.as_space({"n": search.choice(options)}) for options in ([1, 2], [1.0, 2.0]))
+    assert whole != half
+    assert whole.difference(half.spec()) == "'n' is choice([1.0, 2.0]) there and choice([1, 2]) here"

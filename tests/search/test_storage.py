@@ -222,3 +222,13 @@ def test_many_open_a_new_database_of_a_server_at_once():
                 connection.execute(f"CREATE DATABASE new{i}")
             url = running.url.replace("/postgres?", f"/new{i}?")
             assert at_once(4, lambda url=url: open_storage(url).get_all_studies()) == [[]] * 4
+
+
+@pytest.mark.parametrize("text", ['{"results": [1, 2, 3]}', '{"results": 1}\n', "[]"])
+def test_a_file_that_is_no_journal_is_left_alone(tmp_path, text):
+    # Failed where every file that begins with a brace was taken for a journal: its end was cut off as a half line.
+    path = tmp_path / "mine.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="is not a journal"):
+        open_storage(f"journal:{path}")
+    assert path.read_text() == text

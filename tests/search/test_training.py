@@ -297,3 +297,18 @@ ON_TWO_DEVICES = """
         for a, b in zip(one, two, strict=True):
             np.testing.assert_array_equal(a.history["loss"], b.history["loss"])
 """
+
+
+def test_one_that_ends_by_itself_is_judged_by_its_last_epoch_without_steps_too():
+    # Failed where its value was that of an epoch after the end.
+    def epoch(carry, hparams, number):
+        x, had = carry
+        return (x * hparams["lr"], had + 1), {"val_loss": x}
+
+    training = search.Training(
+        lambda key, hparams: (jnp.float32(1), jnp.int32(0)), epoch, 6, ended=lambda carry: carry[1] >= 3
+    )
+    study = search.sweep(training, {"lr": search.uniform(0.1, 0.5)}, trials=3)
+    for trial in study.trials:
+        assert (trial.state, trial.value) == ("complete", pytest.approx(trial.params["lr"] ** 2))
+        assert trial.health["epochs"] == [3]
