@@ -46,7 +46,7 @@ class Lease:
     >>> study = optuna.create_study(storage=search.open_storage())
     >>> with search.Lease(study) as lease:
     ...     while not lease.finished(4):
-    ...         lease.reclaim()
+    ...         found = lease.reclaim()
     ...         for trial in lease.ask(4, batch=3):
     ...             x = trial.suggest_float("x", 0, 1)
     ...             assert search.finish(study, trial, x, worker=lease.id)

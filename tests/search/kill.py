@@ -1,6 +1,7 @@
 """Workers of one study that are killed at random, and a count at the end: nothing lost, nothing doubled.
 
-    python -m tests.search.kill --storage postgresql --workers 4 --trials 200
+    python -m tests.search.kill                            # four workers, 200 trials, on each kind of storage
+    python -m tests.search.kill --storage postgresql --workers 8 --trials 1000
     python -m tests.search.kill --storage sqlite --wrong reclaim          # a wrong one, which must be found out
 
 A worker is a process that asks, trains and tells. It is killed by SIGKILL, from outside at random moments and by its
@@ -55,6 +56,7 @@ SPACE = {
     ),
 }
 NAME = "killed"
+KINDS = ("postgresql", "sqlite", "journal")
 WRONG = {
     "reclaim": "nobody takes back what a dead worker had",
     "enqueue": "a dead worker's trial is failed, and a new one is made",
@@ -520,7 +522,7 @@ def _lines(diaries: list[list[dict[str, Any]]], what: str) -> list[dict[str, Any
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Workers of one study that are killed at random.")
-    parser.add_argument("--storage", choices=("postgresql", "sqlite", "journal"), required=True)
+    parser.add_argument("--storage", choices=KINDS, help="by default one after the other")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--batch", type=int, default=4)
@@ -534,17 +536,20 @@ def main() -> None:
     arguments = vars(parser.parse_args())
     if arguments["wrong"]:
         print(f"with a fault: {WRONG[arguments['wrong']]}")
-    seen = run(arguments.pop("storage"), **arguments)
+    kind = arguments.pop("storage")
+    found = [_reported(run(kind, **arguments)) for kind in ([kind] if kind else KINDS)]
+    sys.exit(any(found))
+
+
+def _reported(seen: Seen) -> bool:
+    """Prints what was seen, and says whether something is wrong."""
     for name, number in seen.numbers.items():
         print(f"{name:>36}: {number}")
     for sentence in seen.wrong[:20]:
         print(f"WRONG: {sentence}")
-    print(
-        f"{len(seen.wrong)} things are wrong"
-        if seen.wrong
-        else "nothing lost, nothing doubled, none left running"
-    )
-    sys.exit(bool(seen.wrong))
+    found = f"{len(seen.wrong)} things are wrong"
+    print(found if seen.wrong else "nothing lost, nothing doubled, none left running", flush=True)
+    return bool(seen.wrong)
 
 
 if __name__ == "__main__":

